@@ -522,6 +522,9 @@ mod tests {
           umount              Unmount a mounted directory
           clone               Make writable copies of backups at once, and run PostgreSQL on them
 
+        Move in and out:
+          import              Take over backups and WAL from other tools
+
         Check:
           check               Check the server's settings, its archiving and the repository
           check-wal-archive   Check that nothing is archived of a new server

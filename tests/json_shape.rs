@@ -42,6 +42,7 @@ fn every_document_agrees_with_its_schema(install: &'static Install) {
         &["quarantine", "main", "list"],
         &["history", "main", "list"],
         &["index-wal", "main"],
+        &["import", "main", "--pg-basebackup", "nothing", "--dry-run"],
     ] {
         take(&site, words, &mut shape);
     }
@@ -129,6 +130,7 @@ fn every_document_agrees_with_its_schema(install: &'static Install) {
     let mut boot = site.barmanfs_command(&boot);
     boot.env("TMPDIR", site.make_directory("tmp"));
     record("verify-boot", &run(&mut boot), &mut shape);
+    take_import(&site, &server, &mut shape);
     take(&site, &["list-backups"], &mut shape);
     take(&site, &["delete", "main", "latest"], &mut shape);
     take(&site, &["sweep"], &mut shape);
@@ -136,6 +138,31 @@ fn every_document_agrees_with_its_schema(install: &'static Install) {
     with_two_histories(&site, &mut shape);
     assert_jq_reads_times(&site);
     shape.assert_schemas();
+}
+
+/// A backup of another tool.
+fn take_import(site: &Site, server: &PgServer, shape: &mut Documents) {
+    let base = site.path("base").display().to_string();
+    let mut tool = server.client("pg_basebackup");
+    run(tool.args(["-c", "fast", "--no-sync", "-D", &base])).ok();
+    let words = ["import", "main", "--pg-basebackup", &base];
+    take(site, &[&words[..], &["--dry-run"]].concat(), shape);
+    take(site, &words, shape);
+    take(site, &words, shape);
+    take(site, &["show-backup", "main", "latest"], shape);
+    let mount = Mount::new(site);
+    let text = site
+        .sh(&format!(
+            "cat '{}'",
+            mount.path("main/info/backups.json").display()
+        ))
+        .ok();
+    examine(
+        "info-backups",
+        &serde_json::from_slice(&text.stdout).unwrap(),
+        shape,
+    );
+    mount.unmount();
 }
 
 /// A fresh restore, and an update.
