@@ -387,6 +387,7 @@ fn complete(server: &ServerName, backup: &ModelBackup) -> Backup {
         status: BackupStatus::Done,
         kind: BackupKind::Full,
         cloned_from: None,
+        imported: None,
         parent: None,
         timezone: Some("Europe/Paris".to_owned()),
         label: None,
