@@ -178,10 +178,7 @@ impl Importer<'_> {
         let (read_bytes, shared_bytes) = (intake.read_bytes, intake.shared_bytes);
         let (_, seen, composer) = intake.files.finish();
         let has_altered = composer.as_ref().is_some_and(Composer::has_altered);
-        let notes = composer.map_or_else(
-            || SentNotesWriter::in_any_order().finish(),
-            |composer| composer.finish(),
-        );
+        let notes = composer.map_or_else(|| SentNotesWriter::in_any_order().finish(), Composer::finish);
         let notes = notes.map_err(|error| Error::failed(error.to_string()))?;
         progress.note("checking");
         // From here on, what fails is the repository unless a check does.

@@ -87,7 +87,7 @@ impl<'a> Intake<'a> {
     /// For a path that is refused or came before.
     pub(crate) fn directory(&mut self, path: &[u8], attributes: Attributes) -> Result<(), Error> {
         let added = self.files.directory(path, attributes);
-        added.map_err(|error| self.failed(path, error))
+        added.map_err(|error| self.failed(path, &error))
     }
 
     /// Adds a file of exactly `size_bytes`. `INCREMENTAL.<name>` is put together with the parent's file.
@@ -107,7 +107,7 @@ impl<'a> Intake<'a> {
             ));
         }
         let begun = self.files.begin_file(path, attributes, size_bytes);
-        begun.map_err(|error| self.failed(path, error))?;
+        begun.map_err(|error| self.failed(path, &error))?;
         let mut left = size_bytes;
         while left > 0 {
             let length = self.next(path, content)?;
@@ -118,14 +118,14 @@ impl<'a> Intake<'a> {
                 .checked_sub(length as u64)
                 .ok_or_else(|| wrong(path, format_args!("it has more than {size_bytes} bytes")))?;
             let written = self.files.write(self.buffer.get(..length).unwrap_or_default());
-            written.map_err(|error| self.failed(path, error))?;
+            written.map_err(|error| self.failed(path, &error))?;
         }
         // What checks the content does so at its end.
         if self.next(path, content)? > 0 {
             return Err(wrong(path, format_args!("it has more than {size_bytes} bytes")));
         }
         let ended = self.files.end_file();
-        ended.map_err(|error| self.failed(path, error))
+        ended.map_err(|error| self.failed(path, &error))
     }
 
     /// Takes a file over from another backup of the source, if that was imported and has it with this size: nothing is
@@ -156,7 +156,7 @@ impl<'a> Intake<'a> {
             return Ok(false);
         };
         let stored = self.files.stored_file(path, attributes, (trees, &map));
-        stored.map_err(|error| self.failed(path, error))?;
+        stored.map_err(|error| self.failed(path, &error))?;
         self.shared_bytes += size_bytes;
         self.show()?;
         Ok(true)
@@ -209,7 +209,7 @@ impl<'a> Intake<'a> {
         Ok(())
     }
 
-    fn failed(&mut self, path: &[u8], error: SinkError) -> Error {
+    fn failed(&mut self, path: &[u8], error: &SinkError) -> Error {
         self.note(error.as_ref());
         wrong(path, format_args!("{error}"))
     }
