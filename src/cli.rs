@@ -8,6 +8,7 @@ pub(crate) mod catchup;
 pub(crate) mod check;
 pub(crate) mod clone;
 pub(crate) mod config;
+pub(crate) mod export;
 pub(crate) mod history;
 pub(crate) mod import;
 pub(crate) mod inspect;
@@ -62,7 +63,7 @@ const GROUPS: &[(&str, &[&str])] = &[
         "Use a backup",
         &["restore", "catchup", "mount", "umount", "clone"],
     ),
-    ("Move in and out", &["import"]),
+    ("Move in and out", &["import", "export"]),
     (
         "Check",
         &[
@@ -292,6 +293,10 @@ pub(crate) enum Command {
     /// Make writable copies of backups at once, and run PostgreSQL on them
     #[command(subcommand, disable_help_subcommand = true, after_help = clone::AFTER_HELP)]
     Clone(clone::CloneCommand),
+
+    /// Write a backup in the format of another program
+    #[command(alias = "export-backup", after_help = export::EXPORT_HELP)]
+    Export(Box<export::ExportArgs>),
 
     /// Check the server's settings, its archiving and the repository
     #[command(after_help = "Examples:\n  barmanfs check main\n  barmanfs check all --nagios")]
@@ -524,6 +529,7 @@ mod tests {
 
         Move in and out:
           import              Take over backups and WAL from other tools
+          export              Write a backup in the format of another program
 
         Check:
           check               Check the server's settings, its archiving and the repository

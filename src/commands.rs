@@ -11,6 +11,7 @@ pub(crate) mod cron;
 pub(crate) mod delete;
 pub(crate) mod diagnose;
 pub(crate) mod explain;
+mod export;
 pub(crate) mod get_wal;
 pub(crate) mod history;
 pub(crate) mod import;
@@ -178,6 +179,7 @@ impl App {
             Command::Umount(args) => umount::run(&args),
             Command::Agent(args) => agent(&args),
             Command::Init(args) => init::run(&mut self.out, &self.options, &args),
+            Command::Export(args) => export::run(self, &args),
             Command::Clone(command) => clone::run(self, &command),
             Command::Check(args) => check::run(self, &args),
             Command::CheckWalArchive(args) => check_wal_archive::run(self, &args),

@@ -16,6 +16,7 @@ mod cluster;
 mod commands;
 mod config;
 mod error;
+mod export;
 mod forks;
 mod fstab;
 mod health;
@@ -45,6 +46,7 @@ mod signals;
 mod size;
 #[cfg(test)]
 mod testing;
+mod unfinished;
 mod versions;
 mod wal_transfer;
 

@@ -23,6 +23,7 @@ pub(crate) mod configuration;
 pub(crate) mod destination;
 mod file_writer;
 mod first_error;
+mod like;
 mod marker;
 pub(crate) mod own_files;
 mod pattern;
@@ -35,7 +36,7 @@ pub(crate) mod replay_progress;
 pub(crate) mod settings;
 mod source;
 mod space;
-mod tablespaces;
+pub(crate) mod tablespaces;
 mod throttle;
 mod tree_writer;
 mod view;
@@ -52,13 +53,15 @@ use crate::signals::Interruption;
 use configuration::ConfigurationTarget;
 pub(crate) use destination::State;
 use destination::{Destination, Opened};
+pub(crate) use like::Like;
 use own_files::OwnFiles;
 pub(crate) use pattern::Pattern;
 use remote::RemotePrepared;
+pub(crate) use source::ContentReader;
 pub(crate) use tablespaces::{Layout, Relocation, Relocations};
 use throttle::Throttle;
 use tree_writer::{TreeWriter, Written};
-pub(crate) use view::ViewTree;
+pub(crate) use view::{SourceFile, ViewTree, Visitor};
 
 /// The file in each restored directory that says where it comes from.
 pub(crate) const DESCRIPTION: &str = ".barmanfs-restore.json";
@@ -76,6 +79,8 @@ pub(crate) struct WriteOptions {
     pub(crate) keep: Vec<Pattern>,
     /// What stays of a standby that is caught up; none in a restore.
     pub(crate) own: Option<OwnFiles>,
+    /// A tree that is there already, whose equal files get a second name.
+    pub(crate) like: Option<Like>,
     /// No progress is shown.
     pub(crate) quiet: bool,
 }
@@ -225,7 +230,10 @@ impl Prepared {
         size: space::TreeSize,
         reading: Option<ReadGuard>,
     ) -> Result<Self, Error> {
-        space::check(&destination, &size)?;
+        // What is shared with another tree takes no space, and is not known before.
+        if options.like.is_none() {
+            space::check(&destination, &size)?;
+        }
         Ok(Self {
             view,
             notes: destination.moved_wal().into_iter().collect(),
@@ -245,6 +253,29 @@ impl Prepared {
     }
 
     fn run_with(&self, progress: &Progress, signals: &Interruption) -> Result<Restored, Error> {
+        self.write_as(progress, signals, |error| self.incomplete(error))
+    }
+
+    /// The size of the tree.
+    pub(crate) fn size(&self) -> &space::TreeSize {
+        &self.size
+    }
+
+    /// Writes the tree into a directory that its caller removes after an error.
+    ///
+    /// # Errors
+    /// When something cannot be read or written.
+    pub(crate) fn write(&self, progress: &Progress, signals: &Interruption) -> Result<Restored, Error> {
+        self.write_as(progress, signals, |error| error)
+    }
+
+    /// The same. `incomplete` says what an error means once the directory is marked.
+    fn write_as(
+        &self,
+        progress: &Progress,
+        signals: &Interruption,
+        incomplete: impl Fn(Error) -> Error,
+    ) -> Result<Restored, Error> {
         let began = Instant::now();
         if self.destination.state != State::Vacant {
             // What cannot be removed is found before anything is changed.
@@ -269,7 +300,7 @@ impl Prepared {
             opened.finish(&marked, &written.directories)?;
             Ok((removed, written))
         };
-        let (removed, written): (Vec<PathBuf>, Written) = run().map_err(|error| self.incomplete(error))?;
+        let (removed, written): (Vec<PathBuf>, Written) = run().map_err(incomplete)?;
         Ok(Restored {
             bytes: self.size.bytes,
             written_bytes: written.bytes,
@@ -322,6 +353,7 @@ impl Prepared {
             view: &self.view,
             opened,
             own: self.options.own.as_ref(),
+            like: self.options.like.as_ref(),
             jobs: self.options.jobs,
             throttle: self.options.bandwidth_limit.map(Throttle::new),
             progress,

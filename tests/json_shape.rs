@@ -131,6 +131,7 @@ fn every_document_agrees_with_its_schema(install: &'static Install) {
     boot.env("TMPDIR", site.make_directory("tmp"));
     record("verify-boot", &run(&mut boot), &mut shape);
     take_import(&site, &server, &mut shape);
+    take_export(&site, &mut shape);
     take(&site, &["list-backups"], &mut shape);
     take(&site, &["delete", "main", "latest"], &mut shape);
     take(&site, &["sweep"], &mut shape);
@@ -141,6 +142,27 @@ fn every_document_agrees_with_its_schema(install: &'static Install) {
 }
 
 /// A backup of another tool.
+fn take_export(site: &Site, shape: &mut Documents) {
+    let out = site.path("exported").display().to_string();
+    take(
+        site,
+        &["export", "main", "oldest", &out, "--format", "barman"],
+        shape,
+    );
+    take(
+        site,
+        &[
+            "export",
+            "main",
+            "all",
+            &format!("{out}-home"),
+            "--as",
+            "barman-home",
+        ],
+        shape,
+    );
+}
+
 fn take_import(site: &Site, server: &PgServer, shape: &mut Documents) {
     let base = site.path("base").display().to_string();
     let mut tool = server.client("pg_basebackup");

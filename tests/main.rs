@@ -27,6 +27,7 @@ mod cron;
 mod damage;
 mod debian;
 mod delete_and_sweep;
+mod export;
 mod full_disk;
 mod gaps;
 mod green;
@@ -91,6 +92,7 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("restore", restore::TESTS),
     ("restore_options", restore_options::TESTS),
     ("catchup", catchup::TESTS),
+    ("export", export::TESTS),
     ("remote_restore", remote_restore::TESTS),
     ("receive_wal", receive_wal::TESTS),
     ("byte_for_byte", byte_for_byte::TESTS),

@@ -521,7 +521,7 @@ fn barman(program: &str) -> Option<String> {
 }
 
 /// The same for the database user, who may not reach the Python that it was installed with.
-fn barman_of_everybody(site: &Site, program: &str) -> Option<String> {
+pub(crate) fn barman_of_everybody(site: &Site, program: &str) -> Option<String> {
     let line = barman(program)?;
     let script = line.split(' ').nth(1)?;
     let place = Path::new(script).parent()?.parent()?.display();

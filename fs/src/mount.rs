@@ -133,6 +133,7 @@ pub fn mount(repository: Repository, options: MountOptions) -> Result<MountedFs>
         recovery_target_action: options.recovery_target_action.unwrap_or(Action::Promote),
         clone_limits: options.clone_limits,
         copy: None,
+        plain: None,
     };
     let repository = repository.with_cache_bytes(options.cache_bytes.unwrap_or(DEFAULT_CACHE_BYTES));
     let context = Context::new(repository, views);

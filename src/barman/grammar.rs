@@ -28,6 +28,12 @@ const NEEDLESS: &[&str] = &[
     "rebuild-xlogdb",
 ];
 
+/// Behind these, `--format` is the format of the export, unless it has a value of the option that every command has.
+const EXPORTS: &[&str] = &["export", "export-backup"];
+const OUTPUT_FORMATS: &[&str] = &["json", "console"];
+/// The name of the option for the format of an export.
+const EXPORT_FORMAT: &str = "--as";
+
 /// Which program was called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Program {
@@ -74,6 +80,12 @@ pub(crate) enum Call {
 /// Translates a command line.
 pub(crate) fn translate(program: Program, mut arguments: Vec<OsString>) -> Call {
     let place = command_place(&arguments);
+    let is_export = arguments
+        .get(place)
+        .is_some_and(|word| EXPORTS.iter().any(|name| word == name));
+    if is_export {
+        name_export_format(arguments.get_mut(place..).unwrap_or_default());
+    }
     let before = arguments.get_mut(1..place).unwrap_or_default();
     // `-f json` or `-fjson`. Behind a command, -f belongs to that.
     for word in before.iter_mut() {
@@ -102,6 +114,25 @@ pub(crate) fn translate(program: Program, mut arguments: Vec<OsString>) -> Call 
         arguments.splice(place..=place, [OsString::from(own)]);
     }
     Call::Words(arguments)
+}
+
+/// Gives `--format` the name that it has for an export.
+fn name_export_format(words: &mut [OsString]) {
+    let is_output = |value: &str| OUTPUT_FORMATS.contains(&value);
+    for place in 0..words.len() {
+        let next = words.get(place + 1).and_then(|next| next.to_str());
+        let is_of_output = next.is_some_and(is_output);
+        let Some(word) = words.get_mut(place) else { return };
+        let renamed = match word.to_str() {
+            Some("--format") if !is_of_output => EXPORT_FORMAT.to_owned(),
+            Some(text) => match text.strip_prefix("--format=") {
+                Some(value) if !is_output(value) => format!("{EXPORT_FORMAT}={value}"),
+                _ => continue,
+            },
+            None => continue,
+        };
+        *word = renamed.into();
+    }
 }
 
 /// The place of the command: the first word that is neither an option nor an option's value.
@@ -175,6 +206,31 @@ mod tests {
             assert_eq!(translated(line), own);
         }
         assert!(translated("barman -c a.conf -v").starts_with("3.19.1 "));
+    }
+
+    #[test]
+    fn an_export_has_a_format_of_its_own() {
+        for (line, own) in [
+            (
+                "barmanfs export main latest a --format tar",
+                "barmanfs export main latest a --as tar",
+            ),
+            (
+                "barmanfs -q export m l a --format=plain",
+                "barmanfs -q export m l a --as=plain",
+            ),
+            (
+                "barmanfs export m l a --format json",
+                "barmanfs export m l a --format json",
+            ),
+            (
+                "barman -f json export-backup m l a",
+                "barman --format json export-backup m l a",
+            ),
+            ("barmanfs stats --format tar", "barmanfs stats --format tar"),
+        ] {
+            assert_eq!(translated(line), own);
+        }
     }
 
     #[test]

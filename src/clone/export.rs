@@ -1,19 +1,17 @@
 //! Copies a clone to a plain directory, on any file system: data and holes, owners (if run as root), permissions and
 //! times.
 //!
-//! The copy is written under a temporary name beside its destination, and renamed when all of it is durable. So the
-//! destination never has an incomplete copy. The next export removes what a killed export has left.
+//! The copy is written under a temporary name ([`crate::unfinished`]), so the destination never has an incomplete copy.
 
 use std::ffi::OsStr;
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, ErrorKind};
-use std::os::fd::AsRawFd;
+use std::fs::{DirBuilder, OpenOptions};
+use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use barmanfs_live::{Kind, NodeAttributes};
-use rustix::fs::{AtFlags, CWD, FlockOperation, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
+use rustix::fs::{AtFlags, CWD, Gid, Mode, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
 
 use super::OfflineClone;
@@ -21,9 +19,7 @@ use crate::error::Error;
 use crate::instance::{AUTO_CONF, AUTO_CONF_MAX_BYTES, is_socket_lock, last_value};
 use crate::progress::{Counted, Progress};
 use crate::signals::Interruption;
-
-/// Suffix of the name of an incomplete copy; the name begins with a dot.
-const UNFINISHED: &str = ".exporting";
+use crate::unfinished::{UnfinishedDirectory, failed};
 
 /// Files of a server that are not part of its data.
 const LEFT_OUT: [&[u8]; 2] = [b"postmaster.pid", b"postmaster.opts"];
@@ -40,15 +36,11 @@ pub(crate) struct Exported {
 
 /// Copies a clone to `to`, which must not exist yet or be an empty directory.
 pub(crate) fn export(clone: &OfflineClone, to: &Path, quiet: bool) -> Result<Exported, Error> {
-    refuse_occupied(to)?;
-    // The path may lead through a symbolic link, which must not be replaced.
-    let to = &fs::canonicalize(to).unwrap_or_else(|_| to.to_owned());
-    refuse_mount_point(to)?;
-    let unfinished = Unfinished::make(to)?;
+    let unfinished = UnfinishedDirectory::make(to)?;
     let mut copy = Copy {
         clone,
-        root: &unfinished.path,
-        below: PathBuf::from(format!("/proc/self/fd/{}/.", unfinished.directory.as_raw_fd())),
+        root: unfinished.path(),
+        below: PathBuf::from(format!("/proc/self/fd/{}/.", unfinished.descriptor())),
         as_root: rustix::process::geteuid().is_root(),
         progress: Progress::start(
             format!("Export of {}", clone.description.name),
@@ -61,7 +53,7 @@ pub(crate) fn export(clone: &OfflineClone, to: &Path, quiet: bool) -> Result<Exp
     };
     clone.walk(&mut |path, found| copy.take(path, found))?;
     let done = copy.finish()?;
-    unfinished.put(to)?;
+    unfinished.put()?;
     let settings = clone
         .read_small(AUTO_CONF.as_bytes(), AUTO_CONF_MAX_BYTES)?
         .unwrap_or_default();
@@ -70,121 +62,6 @@ pub(crate) fn export(clone: &OfflineClone, to: &Path, quiet: bool) -> Result<Exp
             == Some("off"),
         ..done
     })
-}
-
-fn refuse_occupied(to: &Path) -> Result<(), Error> {
-    let occupied = |what: &str| {
-        Err(Error::failed(format!("{} {what}", to.display())).hint("Name a directory that is not there yet"))
-    };
-    match fs::read_dir(to).map(|mut entries| entries.next().is_some()) {
-        Ok(true) => occupied("is not empty"),
-        Err(error) if error.kind() == ErrorKind::NotADirectory => occupied("is no directory"),
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(failed("read", to, &error)),
-        Ok(false) | Err(_) => Ok(()),
-    }
-}
-
-/// The copy cannot replace the root of a file system.
-fn refuse_mount_point(to: &Path) -> Result<(), Error> {
-    let device = |path: &Path| fs::metadata(path).map(|found| found.dev()).ok();
-    match (device(to), to.parent().and_then(device)) {
-        (Some(own), Some(parent)) if own != parent => Err(Error::failed(format!(
-            "{} is where a file system is mounted",
-            to.display()
-        ))
-        .hint("Name a directory in it that is not there yet")),
-        _ => Ok(()),
-    }
-}
-
-/// The directory during the copy. If it is dropped before [`put`](Self::put), it is removed.
-struct Unfinished {
-    path: PathBuf,
-    /// Locked, so that another export to the same destination notices this one.
-    directory: File,
-    is_put: bool,
-}
-
-impl Unfinished {
-    fn make(to: &Path) -> Result<Self, Error> {
-        let (Some(name), Some(parent)) = (to.file_name(), to.parent()) else {
-            return Err(Error::usage(format!("{} cannot be made", to.display())));
-        };
-        let name = [b".", name.as_bytes(), UNFINISHED.as_bytes()].concat();
-        let path = parent.join(OsStr::from_bytes(&name));
-        for first in [true, false] {
-            match DirBuilder::new().mode(0o700).create(&path) {
-                Err(error) if error.kind() != ErrorKind::AlreadyExists => {
-                    return Err(failed("make", &path, &error)
-                        .hint("The copy is written there, and renamed when it is complete"));
-                }
-                _ => {}
-            }
-            let directory = open_own(&path)?;
-            match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
-                Err(Errno::WOULDBLOCK) => {
-                    return Err(Error::failed(format!(
-                        "Another export to {} is under way",
-                        to.display()
-                    )));
-                }
-                locked => locked.map_err(|error| failed("lock", &path, &error.into()))?,
-            }
-            let is_empty = fs::read_dir(&path).is_ok_and(|mut entries| entries.next().is_none());
-            if is_empty {
-                return Ok(Self {
-                    path,
-                    directory,
-                    is_put: false,
-                });
-            }
-            if first {
-                tracing::info!("Removing {}, which an earlier export left", path.display());
-                fs::remove_dir_all(&path).map_err(|error| failed("remove", &path, &error))?;
-            }
-        }
-        Err(Error::failed(format!("{} is not empty", path.display())))
-    }
-
-    /// Makes the copy durable, and renames it.
-    fn put(mut self, to: &Path) -> Result<(), Error> {
-        rustix::fs::syncfs(&self.directory).map_err(|error| failed("sync", &self.path, &error.into()))?;
-        // This replaces only an empty directory.
-        fs::rename(&self.path, to).map_err(|error| failed("make", to, &error))?;
-        self.is_put = true;
-        let parent = match to.parent() {
-            Some(parent) if parent != Path::new("") => parent,
-            _ => Path::new("."),
-        };
-        File::open(parent)
-            .and_then(|parent| parent.sync_all())
-            .map_err(|error| failed("sync", parent, &error))
-    }
-}
-
-impl Drop for Unfinished {
-    fn drop(&mut self) {
-        if !self.is_put
-            && let Err(error) = fs::remove_dir_all(&self.path)
-        {
-            tracing::warn!("{} is left: {error}", self.path.display());
-        }
-    }
-}
-
-/// Opens a directory of this user. Another owner could redirect what is written into it.
-fn open_own(path: &Path) -> Result<File, Error> {
-    let fail = |error: Errno| failed("open", path, &error.into());
-    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let directory = rustix::fs::open(path, flags, Mode::empty()).map_err(fail)?;
-    if rustix::fs::fstat(&directory).map_err(fail)?.st_uid != rustix::process::geteuid().as_raw() {
-        return Err(
-            Error::failed(format!("{} belongs to another user", path.display())).hint(
-                "The copy would be written there, and renamed when it is complete: remove that directory",
-            ),
-        );
-    }
-    Ok(directory.into())
 }
 
 /// A copy in progress.
@@ -298,8 +175,4 @@ impl Copy<'_> {
     fn failed(&self, action: &str, to: &Path, error: &io::Error) -> Error {
         failed(action, &self.shown(to), error)
     }
-}
-
-fn failed(action: &str, path: &Path, error: &io::Error) -> Error {
-    Error::failed(format!("Cannot {action} {}: {error}", path.display()))
 }

@@ -161,6 +161,7 @@ fn write_options(
         delta: args.delta_restore || config.is_some_and(|config| config.delta_restore),
         keep: args.keep.clone(),
         own,
+        like: None,
         quiet: app.options.quiet,
     }
 }

@@ -175,6 +175,12 @@ impl Place {
         rustix::fs::symlinkat(target, &*self.fd, name).map_err(|error| self.failed("make", name, error))
     }
 
+    /// Gives a file of another place a second name here.
+    pub(super) fn link_from(&self, other: &Self, name: &[u8]) -> Result<(), Error> {
+        rustix::fs::linkat(&*other.fd, name, &*self.fd, name, AtFlags::empty())
+            .map_err(|error| self.failed("make", name, error))
+    }
+
     /// Where a symbolic link leads.
     pub(super) fn link_target(&self, name: &[u8]) -> Result<Vec<u8>, Error> {
         let target = rustix::fs::readlinkat(&*self.fd, name, Vec::new())

@@ -1,9 +1,11 @@
 //! Where the content of a tree's files comes from: this repository, or the other side of a connection.
 
+use std::io::{self, Read};
 use std::sync::Arc;
 
 use barmanfs_fs::entry::Body;
-use barmanfs_store::{ChunkId, TreeReader, Window};
+use barmanfs_store::tree::FileReader;
+use barmanfs_store::{ChunkId, FileMap, TreeReader, Window};
 
 use super::agent::far::{FarFile, FarTree};
 use crate::error::Error;
@@ -88,11 +90,54 @@ impl FileContent {
         }
     }
 
+    /// Reads it from front to back.
+    pub(super) fn reader(self) -> ContentReader {
+        ContentReader(match self {
+            Self::Own(Body::Stored(map), trees) => Reading::Stored(trees.reader(FileMap::clone(&map))),
+            content => Reading::Other { content, at: 0 },
+        })
+    }
+
+    /// Whether both are stored in the same chunks.
+    pub(super) fn is_stored_as(&self, other: &Self) -> bool {
+        matches!(
+            (self, other),
+            (Self::Own(Body::Stored(own), _), Self::Own(Body::Stored(other), _)) if own == other
+        )
+    }
+
     /// Reads a part of what is not stored in windows.
     pub(super) fn read_at(&self, at: u64, into: &mut [u8]) -> Result<usize, Error> {
         match self {
             Self::Own(body, trees) => Ok(body.read_at(trees, at, into)?),
             Self::Far(_) => Err(Error::failed("It is read in windows")),
+        }
+    }
+}
+
+/// Reads the content of a file from front to back.
+#[derive(Debug)]
+pub(crate) struct ContentReader(Reading);
+
+#[derive(Debug)]
+enum Reading {
+    /// In chunks.
+    Stored(FileReader),
+    /// Any other, and where the next byte is.
+    Other { content: FileContent, at: u64 },
+}
+
+impl Read for ContentReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match &mut self.0 {
+            Reading::Stored(reader) => reader.read(buffer),
+            Reading::Other { content, at } => {
+                let count = content
+                    .read_at(*at, buffer)
+                    .map_err(|error| io::Error::other(error.to_string()))?;
+                *at += count as u64;
+                Ok(count)
+            }
         }
     }
 }

@@ -105,6 +105,11 @@ impl Relocations {
         Ok(Self(all))
     }
 
+    /// Each of these at its place.
+    pub(crate) fn at(places: impl IntoIterator<Item = (u32, PathBuf)>) -> Self {
+        Self(places.into_iter().collect())
+    }
+
     /// Those of a data directory that is there: they stay where its links lead, or where an incomplete run has put them.
     /// Also the OIDs of links to tablespaces that the backup does not have.
     ///
@@ -145,7 +150,7 @@ impl Relocations {
     }
 
     /// The place of a tablespace, if it is not in the data directory.
-    pub(super) fn of(&self, oid: u32) -> Option<&Path> {
+    pub(crate) fn of(&self, oid: u32) -> Option<&Path> {
         self.0.get(&oid).map(PathBuf::as_path)
     }
 
@@ -176,7 +181,7 @@ impl Relocations {
 }
 
 /// The tablespace that a path is in.
-pub(super) fn oid_of(path: &[Vec<u8>]) -> Option<u32> {
+pub(crate) fn oid_of(path: &[Vec<u8>]) -> Option<u32> {
     match path {
         [parent, name, ..] if parent == DIRECTORY => oid(name),
         _ => None,

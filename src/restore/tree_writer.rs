@@ -14,6 +14,7 @@ use rustix::fs::FileType;
 use super::destination::{Opened, WrittenDirectory, held_name};
 use super::file_writer::{FileTask, Tools};
 use super::first_error::FirstError;
+use super::like::Like;
 use super::own_files::OwnFiles;
 use super::place::Place;
 use super::tablespaces;
@@ -32,6 +33,8 @@ pub(super) struct TreeWriter<'a> {
     pub(super) opened: &'a Opened,
     /// What is not written.
     pub(super) own: Option<&'a OwnFiles>,
+    /// A tree whose equal files get a second name here.
+    pub(super) like: Option<&'a Like>,
     pub(super) jobs: usize,
     pub(super) throttle: Option<Throttle>,
     pub(super) progress: &'a Progress,
@@ -242,6 +245,15 @@ impl Visitor for Walker<'_> {
             Some(held) if !self.writer.is_dry_run => held.to_vec(),
             _ => file.name.clone(),
         };
+        if let Some(like) = self.writer.like
+            && name == file.name
+            && like.link(&file, &place)?
+        {
+            let bytes = file.stat.allocated_bytes;
+            let done = self.shared.done.fetch_add(bytes, Ordering::Relaxed) + bytes;
+            self.writer.progress.set(done, Some(self.writer.total_bytes));
+            return Ok(());
+        }
         let task = Arc::new(FileTask::new(file, place, name, self.writer.is_dry_run));
         for part in 0..task.parts() {
             // Threads end only when this end is closed.

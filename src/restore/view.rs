@@ -7,7 +7,7 @@ use barmanfs_fs::entry::{Child, Content, Directory, Stat};
 use barmanfs_fs::views::{Context, ViewOptions, root};
 
 use super::agent::far::FarFile;
-use super::source::{FileContent, TreeSource};
+use super::source::{ContentReader, FileContent, TreeSource};
 use crate::error::Error;
 
 /// The tree of one backup, as it is restored.
@@ -15,23 +15,23 @@ use crate::error::Error;
 pub(crate) struct ViewTree {
     pub(crate) backup: Backup,
     pub(super) root: Arc<dyn Directory>,
-    pub(super) stat: Stat,
+    pub(crate) stat: Stat,
     pub(super) source: TreeSource,
 }
 
 /// A file of the tree. Its content is looked up when it is opened.
 #[derive(Debug, Clone)]
-pub(super) struct SourceFile {
+pub(crate) struct SourceFile {
     directory: Arc<dyn Directory>,
-    pub(super) name: Vec<u8>,
-    pub(super) stat: Stat,
+    pub(crate) name: Vec<u8>,
+    pub(crate) stat: Stat,
     /// Below the root, with slashes.
-    path: Vec<u8>,
+    pub(crate) path: Vec<u8>,
     source: TreeSource,
 }
 
 /// Receives the entries of a tree, a directory before its entries.
-pub(super) trait Visitor {
+pub(crate) trait Visitor {
     /// A directory follows. Not called for the root.
     fn enter(&mut self, name: &[u8], stat: &Stat) -> Result<(), Error>;
     /// All entries of the present directory have come. Not called for the root.
@@ -92,12 +92,20 @@ impl ViewTree {
     }
 
     /// Walks the tree.
-    pub(super) fn walk(&self, visitor: &mut dyn Visitor) -> Result<(), Error> {
+    pub(crate) fn walk(&self, visitor: &mut dyn Visitor) -> Result<(), Error> {
         walk(&self.root, (b"", &self.source), visitor)
     }
 
+    /// Walks what is in one of its directories; nothing if there is no such directory.
+    pub(crate) fn walk_below(&self, path: &[u8], visitor: &mut dyn Visitor) -> Result<(), Error> {
+        match self.directory(path)? {
+            Some(directory) => walk(&directory, (path, &self.source), visitor),
+            None => Ok(()),
+        }
+    }
+
     /// The file at a path; `None` if there is none.
-    pub(super) fn file(&self, path: &[u8]) -> Result<Option<SourceFile>, Error> {
+    pub(crate) fn file(&self, path: &[u8]) -> Result<Option<SourceFile>, Error> {
         let mut directory = Arc::clone(&self.root);
         let mut names = path.split(|&byte| byte == b'/').peekable();
         while let Some(name) = names.next() {
@@ -173,6 +181,11 @@ fn walk(
 }
 
 impl SourceFile {
+    /// Reads its content from front to back.
+    pub(crate) fn read(&self) -> Result<ContentReader, Error> {
+        self.open().map(FileContent::reader)
+    }
+
     /// Its content.
     pub(super) fn open(&self) -> Result<FileContent, Error> {
         let body = match &self.source {

@@ -8,6 +8,8 @@
 //! | root, and files its configuration includes | | `configuration`, which leads nowhere else, and `recovery.signal`; no `tablespace_map`, `postmaster.*`, `standby.signal` |
 //! | anywhere | | no symbolic link that leads out of the directory it is in |
 //!
+//! In `pg_basebackup`'s plain format (`Style::Plain`), `raw/<id>` has no `tablespace_map`, and a `.done` for each segment.
+//!
 //! A backup of a clone starts as it is: its WAL is in `pg_wal`, and it needs at most crash recovery. The view adds
 //! nothing from the archive, whose timelines are not those of the clone, and no `recovery.signal`.
 //!
@@ -24,11 +26,14 @@ use barmanfs_pg::wal_name::{SegmentName, WalName};
 use barmanfs_pg::{TimelineId, TimestampMicros};
 use barmanfs_store::{Attributes, Entry, Node};
 
-use super::tree::{BackupTree, Place, TreeDirectory};
+use super::tree::{BackupTree, Place, Style, TreeDirectory};
 use super::view_manifest::ViewManifest;
 use super::{configuration, context, receiving, replay, view_manifest};
 use crate::entry::Body;
 use crate::error::{Error, Result};
+
+/// It leads to where tablespaces were on the server.
+const TABLESPACE_MAP: &str = "tablespace_map";
 
 /// A history file has one line for each timeline. A larger file is not a history file.
 const MAX_HISTORY_BYTES: u64 = 1 << 20;
@@ -56,6 +61,26 @@ impl Changes {
                 below.add(rest, addition);
             }
         }
+    }
+
+    /// Adds the view's own manifest, if the stored one has a file that is left out, or lacks one of `listed`.
+    fn manifest(&mut self, root: &TreeDirectory, listed: Vec<(Vec<u8>, Arc<[u8]>)>) -> Result<()> {
+        let unlisted = root.stored(TABLESPACE_MAP.as_bytes())?.map(|_| TABLESPACE_MAP);
+        if let Some(Entry {
+            attributes,
+            node: Node::File(stored),
+            ..
+        }) = root.stored(view_manifest::NAME)?
+            && (unlisted.is_some() || !listed.is_empty())
+        {
+            let content = Added::Manifest(ViewManifest {
+                stored,
+                unlisted,
+                listed,
+            });
+            self.add(view_manifest::NAME, Addition { attributes, content });
+        }
+        Ok(())
     }
 }
 
@@ -142,7 +167,7 @@ pub(super) fn of(directory: &TreeDirectory) -> Result<Changes> {
     let added = match directory.place {
         Place::Root => return root(directory),
         Place::Wal => wal(directory)?,
-        Place::ArchiveStatus if directory.tree.style.is_startable() => archive_status(directory)?,
+        Place::ArchiveStatus if directory.tree.style.has_status_files() => archive_status(directory)?,
         _ => BTreeMap::new(),
     };
     Ok(Changes {
@@ -175,7 +200,12 @@ pub(super) fn is_hidden(directory: &TreeDirectory, entry: &Entry) -> bool {
     if let Node::Symlink(target) = &entry.node {
         return directory.place == Place::Tablespaces || (startable && leads_out(target));
     }
-    startable && directory.place == Place::Root && is_of_the_running_server(&entry.name)
+    directory.place == Place::Root
+        && match directory.tree.style {
+            Style::Raw => false,
+            Style::Plain(_) => entry.name == TABLESPACE_MAP.as_bytes(),
+            Style::Startable | Style::Target(_) => is_of_the_running_server(&entry.name),
+        }
 }
 
 /// Files that describe how the server was run, or where its tablespaces were. In a copy they are wrong or dangerous.
@@ -190,8 +220,13 @@ fn root(directory: &TreeDirectory) -> Result<Changes> {
     if directory.stored(b"pg_wal")?.is_none() {
         changes.add(b"pg_wal", Addition::directory(tree));
     }
-    if !tree.style.is_startable() {
-        return Ok(changes);
+    match tree.style {
+        Style::Raw => return Ok(changes),
+        Style::Plain(_) => {
+            changes.manifest(directory, Vec::new())?;
+            return Ok(changes);
+        }
+        Style::Startable | Style::Target(_) => {}
     }
     let stays = tree
         .context
@@ -225,21 +260,7 @@ fn root(directory: &TreeDirectory) -> Result<Changes> {
             listed.push((file.path, text));
         }
     }
-    let unlisted = directory.stored(b"tablespace_map")?.map(|_| "tablespace_map");
-    if let Some(Entry {
-        attributes,
-        node: Node::File(stored),
-        ..
-    }) = directory.stored(view_manifest::NAME)?
-        && (unlisted.is_some() || !listed.is_empty())
-    {
-        let content = Added::Manifest(ViewManifest {
-            stored,
-            unlisted,
-            listed,
-        });
-        changes.add(view_manifest::NAME, Addition { attributes, content });
-    }
+    changes.manifest(directory, listed)?;
     Ok(changes)
 }
 
@@ -262,7 +283,7 @@ fn wal(directory: &TreeDirectory) -> Result<BTreeMap<Vec<u8>, Addition>> {
     if tree.style.is_startable() {
         confine_stored(directory, &mut added)?;
     }
-    if tree.style.is_startable() && directory.stored(b"archive_status")?.is_none() {
+    if tree.style.has_status_files() && directory.stored(b"archive_status")?.is_none() {
         added.insert(b"archive_status".to_vec(), Addition::directory(tree));
     }
     Ok(added)
@@ -300,7 +321,8 @@ fn confine_stored(directory: &TreeDirectory, added: &mut BTreeMap<Vec<u8>, Addit
 
 /// The content of the view's `pg_wal`.
 fn wal_names(tree: &BackupTree) -> Result<Vec<WalName>> {
-    if !tree.backup.is_of_server() {
+    let is_without = matches!(tree.style, Style::Plain(plain) if !plain.wal);
+    if is_without || !tree.backup.is_of_server() {
         return Ok(Vec::new());
     }
     let mut names: Vec<WalName> = match self_contained(tree) {

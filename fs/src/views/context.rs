@@ -63,6 +63,13 @@ pub struct CopyOptions {
     pub files: Vec<(String, Vec<u8>)>,
 }
 
+/// How `raw/` shows backups that are written in `pg_basebackup`'s plain format.
+#[derive(Debug, Clone, Copy)]
+pub struct PlainOptions {
+    /// `pg_wal` has the segments from start to stop.
+    pub wal: bool,
+}
+
 /// The settings of a copy that becomes a standby.
 #[derive(Clone, Default)]
 pub struct StandbyOptions {
@@ -93,6 +100,8 @@ pub struct ViewOptions {
     pub clone_limits: HashMap<ServerName, CloneLimits>,
     /// The tree is written to a directory.
     pub copy: Option<CopyOptions>,
+    /// `raw/` shows what `pg_basebackup --format=plain` would have written, and not what the server sent.
+    pub plain: Option<PlainOptions>,
 }
 
 impl Default for ViewOptions {
@@ -105,6 +114,7 @@ impl Default for ViewOptions {
             recovery_target_action: Action::Promote,
             clone_limits: HashMap::new(),
             copy: None,
+            plain: None,
         }
     }
 }

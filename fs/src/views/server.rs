@@ -147,6 +147,12 @@ struct Raw {
     name: ServerName,
 }
 
+impl Raw {
+    fn style(&self) -> Style {
+        self.context.options.plain.map_or(Style::Raw, Style::Plain)
+    }
+}
+
 impl Directory for Raw {
     fn lookup(&self, name: &[u8]) -> Result<Option<Child>> {
         let snapshot = self.context.snapshot()?;
@@ -154,7 +160,7 @@ impl Directory for Raw {
         else {
             return Ok(None);
         };
-        Ok(backup_child(&self.context, server, name, &Style::Raw))
+        Ok(backup_child(&self.context, server, name, &self.style()))
     }
 
     fn entries(&self) -> Result<Children> {
@@ -162,7 +168,7 @@ impl Directory for Raw {
         let Some(server) = snapshot.server(self.name.as_str()) else {
             return Ok(Box::new(std::iter::empty()));
         };
-        let children = backup_children(&self.context, server, &Style::Raw);
+        let children = backup_children(&self.context, server, &self.style());
         Ok(Box::new(children.into_iter().map(Ok)))
     }
 

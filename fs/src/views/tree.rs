@@ -10,7 +10,7 @@ use barmanfs_store::sync::lock;
 use barmanfs_store::{Attributes, DirectoryRef, Entry, Node};
 
 use super::changes::{self, Addition, Changes};
-use super::context::Context;
+use super::context::{Context, PlainOptions};
 use super::copy_recovery::Recovery;
 use crate::entry::{Body, Child, Children, Content, Directory, Lifetime};
 use crate::error::{NOT_FOUND, Result};
@@ -21,6 +21,8 @@ use crate::usage::Usage;
 pub(super) enum Style {
     /// As it was sent.
     Raw,
+    /// As `pg_basebackup` writes it in its plain format: with its tablespaces in it, and no map to where they were.
+    Plain(PlainOptions),
     /// To be copied and started: the copy recovers to the backup's end.
     Startable,
     /// To be copied and started: the copy recovers to a target.
@@ -30,13 +32,22 @@ pub(super) enum Style {
 impl Style {
     /// Whether it can be started.
     pub(super) fn is_startable(&self) -> bool {
-        !matches!(self, Self::Raw)
+        matches!(self, Self::Startable | Self::Target(_))
+    }
+
+    /// Whether `pg_wal` says of its segments that they are archived.
+    pub(super) fn has_status_files(&self) -> bool {
+        match self {
+            Self::Raw => false,
+            Self::Plain(plain) => plain.wal,
+            Self::Startable | Self::Target(_) => true,
+        }
     }
 
     /// The copy's recovery, if it is not to the backup's end.
     pub(super) fn recovery(&self) -> Option<&Recovery> {
         match self {
-            Self::Raw | Self::Startable => None,
+            Self::Raw | Self::Plain(_) | Self::Startable => None,
             Self::Target(recovery) => Some(recovery),
         }
     }

@@ -194,6 +194,7 @@ fn prepare(assignment: Assignment, tree: &Arc<FarTree>) -> Result<Prepared, Erro
         delta: assignment.delta,
         keep: assignment.keep,
         own: None,
+        like: None,
         quiet: true,
     };
     let directory = destination::resolved(&assignment.directory)?;
