@@ -72,15 +72,22 @@ pub(crate) fn is_lost(db: &Connection, id: &ChunkId) -> Result<bool> {
     Ok(places(db, id)?.iter().all(|place| place.damaged))
 }
 
-/// The packs with damaged places, by row number, with the damaged chunks.
-pub(crate) fn damaged_packs(db: &Connection) -> Result<BTreeMap<i64, BTreeSet<ChunkId>>> {
-    let mut query = db.prepare_cached("SELECT p.seq, d.id FROM damaged d JOIN packs p ON p.id = d.pack")?;
-    let mut rows = query.query([])?;
-    let mut packs: BTreeMap<i64, BTreeSet<ChunkId>> = BTreeMap::new();
-    while let Some(row) = rows.next()? {
-        packs.entry(row.get(0)?).or_default().insert(ChunkId(row.get(1)?));
+/// The packs with damaged places, by row number. The chunks are not listed: a lost disk had millions.
+pub(crate) fn damaged_packs(db: &Connection) -> Result<BTreeSet<i64>> {
+    let mut query = db.prepare_cached("SELECT p.seq FROM damaged d JOIN packs p ON p.id = d.pack")?;
+    let rows = query.query_map([], |row| row.get(0))?;
+    Ok(rows.collect::<rusqlite::Result<_>>()?)
+}
+
+/// Whether one of these chunks is known to be damaged in a pack.
+pub(crate) fn is_any_damaged(db: &Connection, pack: PackId, chunks: &[ChunkId]) -> Result<bool> {
+    let mut query = db.prepare_cached("SELECT 1 FROM damaged WHERE id = ?1 AND pack = ?2")?;
+    for id in chunks {
+        if query.exists(params![id.as_bytes(), pack.as_bytes()])? {
+            return Ok(true);
+        }
     }
-    Ok(packs)
+    Ok(false)
 }
 
 /// Chunks without a good place, as far as verifications and rebuilds have found.
@@ -193,12 +200,41 @@ impl Lost {
     }
 }
 
+/// Pages and pieces that a search remembers: about 50 MB. Beyond that it begins again, and looks at some twice.
+const WHOLE_MAX: usize = 1 << 20;
+
 /// Walks through backups and remembers the parts that need no lost chunk.
 struct Search<'a> {
     repository: &'a Repository,
     lost: Lost,
     /// Pages of listings and pieces of maps with nothing lost below them.
-    whole: HashSet<ChunkId>,
+    whole: Whole,
+}
+
+/// A limited number of chunks with nothing lost below them.
+struct Whole {
+    chunks: HashSet<ChunkId>,
+    max: usize,
+}
+
+impl Whole {
+    fn up_to(max: usize) -> Self {
+        Self {
+            chunks: HashSet::new(),
+            max,
+        }
+    }
+
+    fn contains(&self, id: &ChunkId) -> bool {
+        self.chunks.contains(id)
+    }
+
+    fn extend(&mut self, chunks: Vec<ChunkId>) {
+        if self.chunks.len() + chunks.len() > self.max {
+            self.chunks.clear();
+        }
+        self.chunks.extend(chunks.into_iter().take(self.max));
+    }
 }
 
 impl Search<'_> {
@@ -219,7 +255,9 @@ impl Search<'_> {
             if found || role == ChunkRole::Window || whole.contains(&id) {
                 return Ok(false);
             }
-            passed.push(id);
+            if passed.len() < WHOLE_MAX {
+                passed.push(id);
+            }
             Ok(true)
         };
         let mut walked = self
@@ -282,7 +320,7 @@ impl Repository {
         let mut search = Search {
             repository: self,
             lost,
-            whole: HashSet::new(),
+            whole: Whole::up_to(WHOLE_MAX),
         };
         for backup in backups {
             if search.is_damaged(backup)? {
@@ -403,6 +441,30 @@ mod tests {
                 [GOOD, GONE, DAMAGED, BASED_ON_DAMAGED].map(|id| lost.contains(&repository, &id).unwrap());
             assert_eq!(is_lost, [false, true, true, true], "{in_memory_max}");
         }
+    }
+
+    #[test]
+    fn no_more_is_remembered_than_fits() {
+        let mut whole = Whole::up_to(2);
+        whole.extend(vec![GOOD]);
+        whole.extend(vec![DAMAGED]);
+        assert!(whole.contains(&GOOD) && whole.contains(&DAMAGED));
+        whole.extend(vec![GONE]);
+        assert!(!whole.contains(&GOOD) && whole.contains(&GONE));
+        whole.extend(vec![GOOD, GONE, DAMAGED]);
+        assert_eq!(whole.chunks.len(), 2);
+    }
+
+    #[test]
+    fn damaged_chunks_of_a_pack_are_looked_up_one_by_one() {
+        let (_directory, repository) = with_losses();
+        let pack = PackId([9; 16]);
+        let asked = |chunks: &[ChunkId]| {
+            let found = repository.db.read(|db| is_any_damaged(db, pack, chunks));
+            found.unwrap()
+        };
+        assert_eq!(repository.db.read(damaged_packs).unwrap(), BTreeSet::from([1]));
+        assert!(asked(&[GOOD, DAMAGED]) && !asked(&[GOOD, GONE]) && !asked(&[]));
     }
 
     #[test]

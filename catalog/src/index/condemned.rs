@@ -104,22 +104,20 @@ impl Repository {
 impl Condemned<'_> {
     /// The condemned packs up to the row `newest`.
     pub(crate) fn packs(&self, newest: i64) -> Result<Vec<PackRow>> {
-        let packs = self.select(is_condemned!("p"), newest)?;
-        Ok(packs.into_iter().map(|(pack, _)| pack).collect())
+        self.select(is_condemned!("p"), newest, |_| true)
     }
 
     /// The packs up to the row `newest` that may be condemned: those that are not, except the packs of the writers
     /// `at_work`, which have not recorded yet what they use.
     pub(crate) fn candidates(&self, newest: i64, at_work: &BTreeSet<WriterName>) -> Result<Vec<PackRow>> {
-        let mut packs = self.select("p.condemned_at IS NULL", newest)?;
-        packs.retain(|(_, writer)| writer.as_ref().is_none_or(|writer| !at_work.contains(writer)));
-        Ok(packs.into_iter().map(|(pack, _)| pack).collect())
+        self.select("p.condemned_at IS NULL", newest, |writer| {
+            writer.is_none_or(|writer| !at_work.contains(&writer))
+        })
     }
 
     /// All packs up to `newest`, condemned or not.
     pub(crate) fn all(&self, newest: i64) -> Result<Vec<PackRow>> {
-        let packs = self.select("1", newest)?;
-        Ok(packs.into_iter().map(|(pack, _)| pack).collect())
+        self.select("1", newest, |_| true)
     }
 
     /// Condemns packs: writers that begin after this do not find anything in them. Returns the writers that are at work
@@ -142,7 +140,8 @@ impl Condemned<'_> {
     /// needlessly, but none is missed.
     pub(crate) fn list_writers(&self) -> Result<BTreeSet<WriterName>> {
         let at_work = presence::at_work(self.locks)?;
-        let packs = self.select("p.condemned_at IS NOT NULL AND p.writers_listed = 0", i64::MAX)?;
+        let unlisted = "p.condemned_at IS NOT NULL AND p.writers_listed = 0";
+        let packs = self.select(unlisted, i64::MAX, |_| true)?;
         if !packs.is_empty() {
             self.db.write(|transaction| {
                 let mut add = transaction.prepare_cached(
@@ -150,7 +149,7 @@ impl Condemned<'_> {
                 )?;
                 let mut listed =
                     transaction.prepare_cached("UPDATE packs SET writers_listed = 1 WHERE seq = ?1")?;
-                for (pack, _) in &packs {
+                for pack in &packs {
                     for writer in &at_work {
                         add.execute(params![pack.seq, writer.0])?;
                     }
@@ -165,7 +164,8 @@ impl Condemned<'_> {
     /// The condemned packs whose writers have all ended. Their lists are emptied: a writer that is added later was not
     /// at work yet.
     pub(crate) fn ready(&self) -> Result<Vec<PackRow>> {
-        let condemned = self.select("p.condemned_at IS NOT NULL AND p.writers_listed = 1", i64::MAX)?;
+        let listed = "p.condemned_at IS NOT NULL AND p.writers_listed = 1";
+        let condemned = self.select(listed, i64::MAX, |_| true)?;
         if condemned.is_empty() {
             return Ok(Vec::new());
         }
@@ -175,7 +175,7 @@ impl Condemned<'_> {
             let mut before =
                 transaction.prepare_cached("SELECT writer FROM condemned_before WHERE pack = ?1")?;
             let mut ready = Vec::new();
-            for (pack, _) in condemned {
+            for pack in condemned {
                 let writers = before.query_map([pack.seq], |row| row.get(0).map(WriterName))?;
                 let writers: BTreeSet<WriterName> = writers.collect::<rusqlite::Result<_>>()?;
                 if writers.is_disjoint(&at_work) {
@@ -211,29 +211,39 @@ impl Condemned<'_> {
         })
     }
 
-    /// The packs up to the row `newest` for which `condition` holds, with their writers. A row is small: a million of
-    /// them is 64 TB of packs.
-    fn select(&self, condition: &'static str, newest: i64) -> Result<Vec<(PackRow, Option<WriterName>)>> {
+    /// The packs up to the row `newest` for which `condition` holds and whose writer is `wanted`. A row takes 40 bytes: a
+    /// million of them is 64 TB of packs. Names of writers, which take twice that, are not kept.
+    fn select(
+        &self,
+        condition: &'static str,
+        newest: i64,
+        wanted: impl Fn(Option<WriterName>) -> bool,
+    ) -> Result<Vec<PackRow>> {
         self.db.read(|db| {
             let mut query = db.prepare_cached(&format!(
                 "SELECT p.seq, p.id, p.bytes, p.stored_bytes, p.writer FROM packs p
                  WHERE p.seq <= ?1 AND {condition} ORDER BY p.seq"
             ))?;
-            let rows = query.query_map([newest], pack_and_writer)?;
-            Ok(rows.collect::<rusqlite::Result<_>>()?)
+            let mut rows = query.query([newest])?;
+            let mut packs = Vec::new();
+            while let Some(row) = rows.next()? {
+                let writer: Option<String> = row.get(4)?;
+                if wanted(writer.map(WriterName)) {
+                    packs.push(pack(row)?);
+                }
+            }
+            Ok(packs)
         })
     }
 }
 
-fn pack_and_writer(row: &Row<'_>) -> rusqlite::Result<(PackRow, Option<WriterName>)> {
-    let pack = PackRow {
+fn pack(row: &Row<'_>) -> rusqlite::Result<PackRow> {
+    Ok(PackRow {
         seq: row.get(0)?,
         id: PackId(row.get(1)?),
         bytes: row.get(2)?,
         stored_bytes: row.get(3)?,
-    };
-    let writer: Option<String> = row.get(4)?;
-    Ok((pack, writer.map(WriterName)))
+    })
 }
 
 fn empty_list(db: &Connection, pack: i64) -> Result<()> {

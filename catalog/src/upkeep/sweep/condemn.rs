@@ -61,12 +61,14 @@ impl Sweep<'_> {
             }
             // While a damaged place exists, backups look up each chunk. So a pack is given up once none of its chunks
             // in use is damaged in it.
-            let is_left = match damaged.get(&pack.seq) {
-                Some(damaged) => !mark.chunks_in(pack.seq)?.iter().any(|id| damaged.contains(id)),
-                None => false,
+            let is_damaged = damaged.contains(&pack.seq);
+            let is_left = is_damaged && {
+                let in_use = mark.chunks_in(pack.seq)?;
+                let is_any_damaged = |db: &Connection| damage::is_any_damaged(db, pack.id, &in_use);
+                !self.repository.db.read(is_any_damaged)?
             };
             // A rebuild would lose what is in a pack without its footer. A copy has one again.
-            let is_whole_again = without_footer.contains(&pack.id) && !damaged.contains_key(&pack.seq);
+            let is_whole_again = without_footer.contains(&pack.id) && !is_damaged;
             if is_left
                 || is_whole_again
                 || dead_bytes * 100 > pack.stored_bytes * u64::from(self.options.dead_percent)
