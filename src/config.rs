@@ -80,6 +80,8 @@ pub(crate) struct Config {
     pub(crate) log_level: Option<LevelFilter>,
     /// The log file of all commands.
     pub(crate) log_file: Option<PathBuf>,
+    /// The user of this host in commands for other hosts.
+    pub(crate) barman_user: Option<String>,
     /// What a copy for a point in time does at its target, unless something else specifies it.
     pub(crate) recovery_target_action: Option<Action>,
     /// It was written for Barman.

@@ -175,9 +175,7 @@ fn check_server(
 
 /// Notes what would be lost with the server.
 fn measure(path: &Path, server: &ServerConfig, findings: &mut Findings) {
-    let standing = Repository::open(path)
-        .map_err(Error::from)
-        .and_then(|repository| Standing::of(server, Some(&repository)));
+    let standing = open(path).and_then(|repository| Standing::of(server, Some(&repository)));
     match standing {
         Ok(Standing { exposure, .. }) => findings.note(|figures| {
             figures.is_rpo_known = Some(exposure.seconds().is_some());
@@ -221,10 +219,17 @@ pub(crate) fn configuration(errors: &[Problem]) -> Option<Finding> {
     )
 }
 
+/// Opens a repository for checks, which run every few minutes. They do not list all packs: cron does.
+fn open(path: &Path) -> Result<Repository, Error> {
+    let repository = Repository::open(path)?;
+    repository.trust_last_survey()?;
+    Ok(repository)
+}
+
 /// The checks that need no server. A repository that cannot be opened is a problem of the server, too: nothing is known of
 /// its backups.
 fn stored(path: &Path, subject: Subject<'_>, findings: &mut Findings) -> Option<Stored> {
-    let repository = match Repository::open(path).map_err(Error::from) {
+    let repository = match open(path) {
         Ok(repository) => repository,
         Err(error) => {
             findings.result::<()>(repository::NAME, Err(error), |()| None);

@@ -19,6 +19,7 @@ topic! {
     alone a_login_ends_with_its_time_limit,
     alone a_query_that_is_not_answered_ends,
     alone a_connection_that_is_not_accepted_ends,
+    alone servers_that_are_silent_are_waited_for_together,
     alone a_signal_ends_a_login,
     alone unrequested_data_takes_no_memory,
     once a_backup_from_a_vanished_server_ends,
@@ -38,6 +39,27 @@ fn drip(client: &mut TcpStream, bytes: &[u8]) -> io::Result<()> {
 fn sleep(_client: TcpStream) -> io::Result<()> {
     thread::sleep(Duration::from_secs(1000));
     Ok(())
+}
+
+fn servers_that_are_silent_are_waited_for_together() {
+    let silent = FakeServer::start(sleep);
+    let site = Site::new();
+    let conninfo = format!("{} connect_timeout=3", silent.conninfo());
+    let names: Vec<String> = (0..6).map(|nth| format!("s{nth}")).collect();
+    let servers: Vec<_> = names
+        .iter()
+        .map(|name| (name.as_str(), conninfo.as_str()))
+        .collect();
+    site.write_config_with(&servers);
+    let began = Instant::now();
+    let shown = site.ok(&["show-servers", "all"]);
+    assert_eq!(shown.matches("does not answer").count(), 6, "{shown}");
+    // One wait for all of them, of both connections of each.
+    assert!(
+        began.elapsed() < Duration::from_millis(5500),
+        "{:?}",
+        began.elapsed()
+    );
 }
 
 /// Backs up from all of these at the same time. Each backup must fail within this many seconds and print all of the

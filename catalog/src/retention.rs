@@ -9,6 +9,7 @@
 //! | `policy` | the grammar of policies |
 //! | `state` | which backups a policy keeps |
 //! | `needed_wal` | which WAL the kept backups need |
+//! | `quiet` | until when nobody need ask again |
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -28,10 +29,12 @@ use crate::recovery::zone_of;
 mod certainty;
 mod needed_wal;
 mod policy;
+mod quiet;
 mod state;
 
 use needed_wal::Needs;
 pub use policy::{BackupPolicy, Generations, InvalidPolicy, WalPolicy, Window};
+pub use quiet::{NewestRecord, Quiet, RetentionBasis};
 pub use state::RetentionState;
 use state::{Candidate, Circumstances, Verdict, judge};
 

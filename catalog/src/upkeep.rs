@@ -6,6 +6,7 @@ pub(crate) mod growth;
 pub(crate) mod processes;
 pub(crate) mod rebuild;
 pub(crate) mod stats;
+pub(crate) mod surveyed;
 pub(crate) mod sweep;
 pub(crate) mod verify;
 

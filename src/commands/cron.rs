@@ -18,6 +18,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use barmanfs_catalog::recovery::zone_of;
+use barmanfs_catalog::retention::{NewestRecord, RetentionRules};
 use barmanfs_catalog::{Backup, BackupKind, BackupStatus, CronTask, Repository, ServerMemory, ServerName};
 use barmanfs_pg::TimestampMicros;
 use jiff::tz::TimeZone;
@@ -56,7 +57,7 @@ const SWEEP_AT_LEAST_EVERY: Duration = Duration::from_secs(7 * 24 * 3600);
 /// How often it is computed whether a sweep pays: that reads a row for each pack.
 const WEIGH_EVERY: Duration = Duration::from_secs(600);
 
-/// How often a part of the repository is read back.
+/// How often a part of the repository is read back, and its packs are surveyed for `check`.
 const VERIFY_EVERY: Duration = Duration::from_secs(3600);
 
 /// How often the policies are applied where no new backup has come: a backup leaves a window when time passes.
@@ -86,10 +87,10 @@ pub(crate) fn run(app: &mut App, args: &CronArgs) -> Result<Outcome, Error> {
         repository: &repository,
         launcher: Launcher::new(app, args)?,
         notifies: servers.iter().any(notify::is_told),
-        verifies: !app.config.verify_budget.is_off(),
         now,
         backups_running: 0,
         retentions_running: 0,
+        newest_record: None,
         retentions: Vec::new(),
         backups: Vec::new(),
         boot_tests: Vec::new(),
@@ -147,10 +148,11 @@ struct Round<'a> {
     repository: &'a Repository,
     launcher: Launcher,
     notifies: bool,
-    verifies: bool,
     now: TimestampMicros,
     backups_running: usize,
     retentions_running: usize,
+    /// Looked up when it is needed first.
+    newest_record: Option<NewestRecord>,
     /// Due tasks of which only a few may run at one time.
     retentions: Vec<Due>,
     backups: Vec<Due>,
@@ -229,7 +231,7 @@ impl Round<'_> {
         Ok(())
     }
 
-    /// Deletes what the policies do not keep: after each new backup, and once an hour.
+    /// Deletes what the policies do not keep: after each new backup, and once an hour, where that may be something.
     fn apply_policies(&mut self, subject: &Subject<'_>) -> Result<(), Error> {
         let rules = subject.server.retention_rules();
         let last = subject.memory.tasks.get(&CronTask::Retention);
@@ -246,11 +248,25 @@ impl Round<'_> {
             || self
                 .repository
                 .is_task_running(CronTask::Retention, Some(&subject.server.name))?
+            || self.is_quiet(subject, &rules)?
         {
             return Ok(());
         }
         self.retentions.push(subject.due(CronTask::Retention));
         Ok(())
+    }
+
+    /// Whether the last run has found that there is nothing to delete yet, and nothing has changed since.
+    fn is_quiet(&mut self, subject: &Subject<'_>, rules: &RetentionRules) -> Result<bool, Error> {
+        let Some(quiet) = &subject.memory.quiet else {
+            return Ok(false);
+        };
+        let newest = match self.newest_record {
+            Some(newest) => newest,
+            None => *self.newest_record.insert(self.repository.newest_record()?),
+        };
+        let server = &subject.server.name;
+        Ok(self.repository.is_quiet(server, rules, quiet, newest, self.now)?)
     }
 
     /// Starts a receiver where there is none. It stops none: a person or a service manager may have started it.
@@ -452,8 +468,7 @@ impl Round<'_> {
     fn verify(&mut self) -> Result<(), Error> {
         let memory = self.repository.repository_memory()?;
         let last = memory.tasks.get(&CronTask::Verify).map(|last| last.began_at);
-        if !self.verifies
-            || due::is_within(VERIFY_EVERY, last, self.now)
+        if due::is_within(VERIFY_EVERY, last, self.now)
             || self.repository.is_task_running(CronTask::Verify, None)?
         {
             return Ok(());

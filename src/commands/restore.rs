@@ -381,6 +381,7 @@ fn restore_command(app: &App, args: &RestoreArgs, choice: &Choice) -> Result<Str
             let config = app.config.server(choice.backup.server.as_str());
             let archive = request::Archive {
                 configured: config.and_then(|config| config.recovery_host.as_deref()),
+                user: app.config.barman_user.as_deref(),
                 config: app.options.config.as_deref(),
             };
             request::remote_restore_command(&archive, args, &plan.spec)

@@ -52,10 +52,10 @@ pub(super) fn show_one(server: &ServerConfig) -> ShownServer {
     if server.has_wal_host() {
         hosts.push(("wal", Host::Wal));
     }
-    let hosts = hosts
-        .into_iter()
-        .map(|(name, host)| ShownHost::new(name, standing::ask(server, host)));
-    ShownServer::new(server, hosts.collect())
+    let hosts = each(&hosts, |(name, host)| {
+        ShownHost::new(name, standing::ask(server, *host))
+    });
+    ShownServer::new(server, hosts)
 }
 
 fn show(out: &mut Output, server: &ShownServer) -> Result<(), Error> {

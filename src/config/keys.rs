@@ -38,7 +38,6 @@ pub(crate) fn of_barman_alone() -> impl Iterator<Item = &'static str> {
         "barman_home",
         "barman_lock_directory",
         "lock_directory_cleanup",
-        "barman_user",
         "log_format",
         "config_changes_queue",
         "model",
@@ -53,6 +52,7 @@ const GLOBAL: &[&str] = &[
     "repository",
     "log_level",
     "log_file",
+    "barman_user",
     "recovery_target_action",
     "verify_budget",
     "configuration_files_directory",
@@ -126,10 +126,6 @@ const NO_EFFECT: &[(&str, &[&str])] = &[
             "xlogdb_directory",
         ],
     ),
-    (
-        "barmanfs runs as the user who calls it, the owner of the repository",
-        &["barman_user"],
-    ),
     ("every line of the log has the same form", &["log_format"]),
     (
         "'barmanfs config-update' makes its changes at once",
@@ -163,7 +159,6 @@ const NO_EFFECT: &[(&str, &[&str])] = &[
         "barmanfs always compresses, and the file system shows everything decompressed",
         &[
             "compression",
-            "compression_level",
             "backup_compression",
             "backup_compression_format",
             "backup_compression_level",
@@ -175,7 +170,12 @@ const NO_EFFECT: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "WAL is only removed where a retention policy says so, and never before the first backup",
+        "barmanfs chooses a level by what it compresses",
+        &["compression_level"],
+    ),
+    (
+        "WAL is only removed where a retention policy says so, and never before the first backup; a sweep removes what nothing \
+         needs, so the repository cannot be on immutable storage",
         &["worm_mode"],
     ),
     ("nothing is staged: every backup is a full one", STAGING),

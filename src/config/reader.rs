@@ -13,7 +13,9 @@ use super::keys::{self, Known};
 use super::origin::{Notice, Origin, Problem};
 use super::secrets::without_patterns;
 use super::setting::{Effect, Setting, Source, Wrong, shown};
-use super::values::{DailyShare, absolute, boolean, daily_share, given, log_level, recovery_target_action};
+use super::values::{
+    DailyShare, absolute, boolean, daily_share, given, log_level, recovery_target_action, user_name,
+};
 use super::{Config, ConfigError, Misnamed, Model, Secrets, ServerConfig, model};
 
 /// Converts sections into a [`Config`], and collects warnings.
@@ -38,6 +40,7 @@ impl<'a> Reader<'a> {
             repository: PathBuf::new(),
             log_level: None,
             log_file: None,
+            barman_user: None,
             recovery_target_action: None,
             is_barmans: false,
             verify_budget: DailyShare::default(),
@@ -384,6 +387,7 @@ fn set_global(config: &mut Config, key: &str, value: &str) -> Result<(), String>
     match key {
         "repository" => config.repository = absolute(value)?,
         "log_file" => config.log_file = Some(absolute(value)?),
+        "barman_user" => config.barman_user = Some(user_name(value)?),
         "recovery_target_action" => config.recovery_target_action = Some(recovery_target_action(value)?),
         "log_level" => config.log_level = Some(log_level(value)?),
         "verify_budget" => config.verify_budget = daily_share(value)?,

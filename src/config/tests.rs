@@ -207,7 +207,6 @@ fn keys_without_effect_are_warned_about_with_their_line() {
     let config = parse(text).unwrap();
     assert_eq!(config.servers.len(), 1);
     assert_snapshot!(said(&config), @r#"
-    /c/b.conf:3: 'barman_user' has no effect: barmanfs runs as the user who calls it, the owner of the repository
     /c/b.conf:4: 'conninfo' has no effect: it belongs into a server's section
     /c/b.conf:6: 'compression' has no effect: barmanfs always compresses, and the file system shows everything decompressed
     /c/b.conf:7: 'coninfo' is unknown: did you mean 'conninfo'?

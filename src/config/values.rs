@@ -163,6 +163,15 @@ pub(super) fn absolute(value: &str) -> Result<PathBuf, String> {
     }
 }
 
+/// It becomes a word of a command, and ssh must not take it for an option.
+pub(super) fn user_name(value: &str) -> Result<String, String> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "._-$@\\".contains(c);
+    match value.chars().all(is_plain) && !value.starts_with('-') {
+        true => Ok(value.to_owned()),
+        false => Err(format!("is '{value}': allowed is the name of a user")),
+    }
+}
+
 /// PostgreSQL's words for the action of recovery at its target.
 pub(crate) fn recovery_target_action(value: &str) -> Result<Action, String> {
     value
@@ -202,6 +211,14 @@ mod tests {
             (Ok((None, None)), Ok((Some(4000), None)))
         );
         assert!(bandwidth("fast").is_err() && bandwidth("-1").is_err());
+    }
+
+    #[test]
+    fn a_user_is_one_word_and_no_option() {
+        assert_eq!(user_name("barman"), Ok("barman".to_owned()));
+        for wrong in ["-oProxyCommand=x", "a b", "a;b", "$(id)"] {
+            assert!(user_name(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -154,6 +154,42 @@ pub(crate) struct Surveyor {
     seen: Mutex<Seen>,
 }
 
+/// How many of the parts that have changed are listed in one survey.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Limit {
+    /// All of them: what is not in the catalog then is not stored.
+    #[default]
+    None,
+    /// The [`NEWEST`](Self::NEWEST) that changed last, and in turn [`TURN`](Self::TURN) of the others.
+    Some,
+}
+
+impl Limit {
+    /// Parts that changed last: killed writers leave packs there.
+    const NEWEST: usize = 8;
+    /// Parts that are listed in turn.
+    pub(crate) const TURN: usize = 8;
+    /// How long a turn takes.
+    const TURN_TAKES: Duration = Duration::from_secs(60);
+
+    /// Which of the changed parts are listed.
+    fn choose(self, mut changed: Vec<(Part, PartMark)>, turn: u64) -> BTreeSet<Part> {
+        let parts = |changed: &[(Part, PartMark)]| changed.iter().map(|(part, _)| *part).collect();
+        if self == Self::None {
+            return parts(&changed);
+        }
+        let turns = 256_usize.div_ceil(Self::TURN);
+        let turn = usize::try_from(turn).unwrap_or_default() % turns;
+        changed.sort_by_key(|(_, mark)| std::cmp::Reverse(mark.modified()));
+        let mut chosen: BTreeSet<Part> = parts(changed.get(..Self::NEWEST).unwrap_or(&changed));
+        chosen.extend(changed.iter().map(|(part, _)| *part).filter(|part| match part {
+            Part::Root => true,
+            Part::First(first) => usize::from(*first) / Self::TURN == turn,
+        }));
+        chosen
+    }
+}
+
 /// What is known to be in order.
 #[derive(Debug, Default)]
 struct Seen {
@@ -163,6 +199,9 @@ struct Seen {
     settled: HashMap<Part, (PartMark, usize)>,
     /// When the whole store was last surveyed for a failed look-up.
     looked_at: Option<Instant>,
+    limit: Limit,
+    /// See [`Limit::Some`].
+    turn: u64,
 }
 
 impl Surveyor {
@@ -190,12 +229,18 @@ impl Surveyor {
         }
         let mut survey = Survey::default();
         let (mut packs, mut empty, mut missing) = (0, 0, Vec::new());
-        for part in Part::all() {
-            // Taken before the part is listed: packs that are added meanwhile change the mark.
-            let (mark, now) = (self.storage.part_mark(part)?, SystemTime::now());
-            let count = match seen.settled.get(&part) {
-                Some((known, count)) if *known == mark => *count,
-                _ => {
+        // Taken before the parts are listed: packs that are added meanwhile change the marks.
+        let now = SystemTime::now();
+        let marks = Part::all().map(|part| Ok((part, self.storage.part_mark(part)?)));
+        let marks: Vec<(Part, PartMark)> = marks.collect::<Result<_>>()?;
+        let known = |part, mark| seen.settled.get(&part).filter(|(known, _)| *known == mark);
+        let mut changed = marks.clone();
+        changed.retain(|(part, mark)| known(*part, *mark).is_none());
+        let chosen = seen.limit.choose(changed, seen.turn);
+        for (part, mark) in marks {
+            let settled = seen.settled.get(&part).copied();
+            let count = match settled {
+                _ if chosen.contains(&part) => {
                     let mut unread = UnreadInPart::default();
                     let count = self.look_at(part, &mut survey, &mut unread)?;
                     seen.settled.remove(&part);
@@ -205,6 +250,9 @@ impl Surveyor {
                     survey.unread.extend(unread.into_entries(part));
                     count
                 }
+                Some((_, count)) => count,
+                // It is not known, and not listed this time.
+                None => 1,
             };
             packs += count;
             empty += usize::from(count == 0 && mark != PartMark::Missing && part != Part::Root);
@@ -232,6 +280,30 @@ impl Surveyor {
         let survey = self.survey()?;
         self.seen().looked_at = Some(Instant::now());
         Ok(survey.adopted > 0)
+    }
+
+    /// Takes over what an earlier survey with this catalog has found.
+    pub(crate) fn trust(&self, parts: impl Iterator<Item = (Part, (PartMark, usize))>, limit: Limit) {
+        let minutes = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let minutes = minutes.unwrap_or_default().as_secs() / Limit::TURN_TAKES.as_secs();
+        let mut seen = self.seen();
+        seen.settled.extend(parts);
+        (seen.limit, seen.turn) = (limit, minutes);
+    }
+
+    /// Lists everything the next time.
+    pub(crate) fn forget(&self) {
+        self.seen().settled.clear();
+    }
+
+    /// The parts in which all packs are read.
+    pub(crate) fn settled(&self) -> HashMap<Part, (PartMark, usize)> {
+        self.seen().settled.clone()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn begin_turn(&self, turn: u64) {
+        self.seen().turn = turn;
     }
 
     fn seen(&self) -> MutexGuard<'_, Seen> {

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::ErrorKind;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
@@ -21,6 +21,7 @@ use crate::home::locks::Lock;
 use crate::home::{RUNNING, TEMPORARY, regular, replace_file, write_durably};
 use crate::index::repository::Repository;
 use crate::names::{BackupId, ServerName};
+use crate::retention::Quiet;
 use crate::upkeep::verify::round::VerifyRound;
 
 pub(crate) mod pays;
@@ -167,6 +168,9 @@ pub struct ServerMemory {
     /// The last audit of an incremental backup.
     #[serde(default)]
     pub audit: Option<AuditMemory>,
+    /// That its policies find nothing to delete for a while.
+    #[serde(default)]
+    pub quiet: Option<Quiet>,
     /// The last audit that found a difference. It counts until a full backup has been taken since.
     #[serde(default)]
     pub difference: Option<AuditMemory>,
@@ -345,7 +349,7 @@ impl Repository {
         Ok(removed)
     }
 
-    fn memory_file(&self, name: &str) -> PathBuf {
+    pub(crate) fn memory_file(&self, name: &str) -> PathBuf {
         self.home.join(CRON).join(name)
     }
 
@@ -365,23 +369,35 @@ impl Repository {
         change: impl FnOnce(&mut T),
     ) -> Result<()> {
         let _lock = self.locks.wait_exclusive(MEMORY, "cron remembers something")?;
-        let _acting = self.as_owner()?;
-        let directory = self.home.join(CRON);
-        match fs::create_dir(&directory) {
-            Err(source) if source.kind() != ErrorKind::AlreadyExists => {
-                return Err(Error::io("create", &directory, source));
-            }
-            _ => {}
-        }
         let mut memory: T = self.memory(name)?;
         change(&mut memory);
         let mut json =
             serde_json::to_vec_pretty(&memory).map_err(|error| Error::Invalid(error.to_string()))?;
         json.push(b'\n');
-        let path = self.memory_file(name);
         match durable {
-            true => write_durably(&path, &json),
-            false => replace_file(&path, &json),
+            true => self.write_memory(name, &json, write_durably),
+            false => self.replace_memory(name, &json),
+        }
+    }
+
+    /// Replaces a file of the memory; after a crash of the host it may be empty.
+    pub(crate) fn replace_memory(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        self.write_memory(name, bytes, replace_file)
+    }
+
+    fn write_memory(
+        &self,
+        name: &str,
+        bytes: &[u8],
+        write: impl FnOnce(&Path, &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let _acting = self.as_owner()?;
+        let directory = self.home.join(CRON);
+        match fs::create_dir(&directory) {
+            Err(source) if source.kind() != ErrorKind::AlreadyExists => {
+                Err(Error::io("create", &directory, source))
+            }
+            _ => write(&self.memory_file(name), bytes),
         }
     }
 }

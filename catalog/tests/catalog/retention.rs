@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use barmanfs_catalog::retention::{Approved, Enforced, RetentionRules, RetentionState};
+use barmanfs_catalog::retention::{Approved, Enforced, Quiet, RetentionRules, RetentionState};
 use barmanfs_catalog::{
     Backup, BackupStatus, CloneDescription, CloneOrigin, Error, KeepTarget, Repository, Silent, SweepOptions,
     VerifyScope, WalOutcome,
@@ -475,4 +475,182 @@ fn the_last_decision_counts_though_the_clock_was_set_back() {
         f.repository.keep_backup(&oldest, target, None, None).unwrap();
         assert_eq!(f.repository.keep_of(&oldest).unwrap().unwrap().target, target);
     }
+}
+
+/// A server, as `cron` sees it, and what it remembers.
+struct Remembering {
+    f: Fixture,
+    random: fastrand::Rng,
+    rules: RetentionRules,
+    /// How far the clock has gone ahead, in hours.
+    hours: i64,
+    head: u32,
+    late: Vec<u32>,
+    quiet: Option<Quiet>,
+    clone: Option<CloneDescription>,
+}
+
+impl Remembering {
+    fn new(random: fastrand::Rng) -> Self {
+        let mut site = Self {
+            f: fixture(),
+            random,
+            rules: rules("REDUNDANCY 2"),
+            hours: 0,
+            head: 0,
+            late: Vec::new(),
+            quiet: None,
+            clone: None,
+        };
+        (0..4).for_each(|_| site.archive());
+        site.back_up();
+        site
+    }
+
+    fn now(&self) -> TimestampMicros {
+        TimestampMicros::from_unix_micros(now().unix_micros() + self.hours * 3_600_000_000)
+    }
+
+    /// The next segment; some of them come later.
+    fn archive(&mut self) {
+        self.head += 1;
+        if self.random.u8(..8) == 0 {
+            self.late.push(self.head);
+            self.head += 1;
+        }
+        archive_segment(&self.f, self.head);
+    }
+
+    fn back_up(&mut self) {
+        let first = self.head + 1;
+        (0..2).for_each(|_| {
+            self.head += 1;
+            archive_segment(&self.f, self.head);
+        });
+        back_up_at(&self.f, first.into());
+    }
+
+    fn any_backup(&mut self) -> Option<Backup> {
+        let backups = self.f.repository.backups(&self.f.server).unwrap();
+        let place = self.random.usize(..backups.len().max(1));
+        backups.into_iter().nth(place)
+    }
+
+    fn act(&mut self) {
+        let repository = &self.f.repository;
+        match self.random.u8(..14) {
+            0..4 => self.archive(),
+            4 => {
+                if let Some(number) = self.late.pop() {
+                    archive_segment(&self.f, number);
+                }
+            }
+            5 => self.back_up(),
+            6 | 7 => self.hours += self.random.i64(1..30),
+            8 => {
+                let target = self.random.choice([KeepTarget::Full, KeepTarget::Standalone]);
+                let until = self.random.bool().then(|| in_days(self.hours / 24 + 2));
+                if let Some(backup) = self.any_backup() {
+                    let _refused = self
+                        .f
+                        .repository
+                        .keep_backup(&backup, target.unwrap(), until, None);
+                }
+            }
+            9 => {
+                if let Some(backup) = self.any_backup() {
+                    self.f.repository.release_backup(&backup).unwrap();
+                }
+            }
+            10 => {
+                if let Some(backup) = self.any_backup() {
+                    let _refused = self.f.repository.delete_backup(&backup, true);
+                }
+            }
+            11 => self.choose_rules(),
+            12 => self.change_clone(),
+            _ => {
+                let run = begin(repository, &self.f.server);
+                // It ends without success.
+                drop(run);
+            }
+        }
+    }
+
+    fn choose_rules(&mut self) {
+        let policies = [
+            "REDUNDANCY 1",
+            "REDUNDANCY 3",
+            "RECOVERY WINDOW OF 2 DAYS",
+            "KEEP 2 DAILY",
+        ];
+        self.rules = rules(self.random.choice(policies).unwrap());
+        self.rules.failed_backups = Some(Duration::from_secs(24 * 3600));
+        if self.random.bool() {
+            self.rules.wal = "RECOVERY WINDOW OF 1 DAYS".parse().unwrap();
+        }
+        self.rules.minimum_redundancy = self.random.u32(..3);
+    }
+
+    fn change_clone(&mut self) {
+        let repository = &self.f.repository;
+        match self.clone.take() {
+            Some(clone) => {
+                let lock = repository.lock_clone(&clone.server, &clone.name, "test").unwrap();
+                repository.remove_clone(&clone, lock).unwrap();
+            }
+            None => {
+                let backups = repository.backups(&self.f.server).unwrap();
+                if let Some(backup) = backups.iter().find(|backup| backup.status == BackupStatus::Done) {
+                    let clone = clone_of(backup);
+                    repository
+                        .begin_clone(clone.clone(), backup)
+                        .unwrap()
+                        .finish()
+                        .unwrap();
+                    self.clone = Some(clone);
+                }
+            }
+        }
+    }
+
+    /// What `cron` does when its memory promises nothing. Returns whether it does.
+    fn cron(&mut self) -> bool {
+        let (repository, server, now) = (&self.f.repository, &self.f.server, self.now());
+        let newest = repository.newest_record().unwrap();
+        let is_quiet = |quiet| {
+            repository
+                .is_quiet(server, &self.rules, quiet, newest, now)
+                .unwrap()
+        };
+        if self.quiet.as_ref().is_some_and(is_quiet) {
+            let plan = repository.retention(server, &self.rules, now).unwrap();
+            assert_eq!(plan.doomed().count(), 0, "{:?}: {plan:?}", self.quiet);
+            assert!(plan.removable_wal().is_empty(), "{:?}: {plan:?}", self.quiet);
+            return true;
+        }
+        let basis = repository.retention_basis(server).unwrap();
+        let done = repository.enforce_retention(server, &self.rules, now).unwrap();
+        self.quiet = repository
+            .quiet_after(server, &self.rules, &done.plan, &basis, now)
+            .unwrap();
+        false
+    }
+}
+
+#[test]
+fn a_plan_that_is_remembered_to_be_empty_is_empty() {
+    let seed = 20_261_130;
+    let (mut quiet, mut planned) = (0, 0);
+    for round in 0..12 {
+        let mut site = Remembering::new(fastrand::Rng::with_seed(seed + round));
+        for _ in 0..50 {
+            site.act();
+            match site.cron() {
+                true => quiet += 1,
+                false => planned += 1,
+            }
+        }
+    }
+    assert!(quiet > 100 && planned > 100, "{quiet} quiet, {planned} planned");
 }

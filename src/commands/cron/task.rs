@@ -168,13 +168,12 @@ fn apply_policies(repository: &Repository, server: &ServerConfig) -> Result<Stri
     };
     let interruption = Interruption::watch(|| {})?;
     let is_stopped = || interruption.requested();
-    let done = hooks::retention::enforce(
-        repository,
-        (&server.name, Some(server)),
-        &rules,
-        SystemTime::now().into(),
-        &is_stopped,
-    )?;
+    let now = SystemTime::now().into();
+    unheard(repository.remember_of_server(&server.name, |memory| memory.quiet = None));
+    let basis = repository.retention_basis(&server.name)?;
+    let done = hooks::retention::enforce(repository, (&server.name, Some(server)), &rules, now, &is_stopped)?;
+    let quiet = repository.quiet_after(&server.name, &rules, &done.plan, &basis, now)?;
+    unheard(repository.remember_of_server(&server.name, |memory| memory.quiet = quiet));
     if let Some(why) = done.plan.blocked {
         return Err(Error::failed(format!("Nothing is deleted: {why}")));
     }
@@ -255,7 +254,7 @@ fn look_through_catalog(repository: &Repository, last: Option<TimestampMicros>) 
     })?)
 }
 
-/// Reads as much as the budget of the time since the last part allows.
+/// Surveys the packs, so that `check` need not, and reads as much as the budget of the time since the last part allows.
 fn verify_part(app: &App, repository: &Repository) -> Result<String, Error> {
     let memory = repository.repository_memory()?;
     // What was damaged may have been mended since.
@@ -265,6 +264,13 @@ fn verify_part(app: &App, repository: &Repository) -> Result<String, Error> {
             .catalog_read_at
             .filter(|_| memory.catalog_faults.is_empty()),
     )?;
+    let unread = repository.survey_packs()?;
+    if let Some(first) = unread.first() {
+        tracing::error!("Pack {} is not read: {}", first.pack, first.reason);
+    }
+    if app.config.verify_budget.is_off() {
+        return Ok("read nothing: verify_budget is off".to_owned());
+    }
     let mut round = memory.verification;
     let time = last_end(memory.verified_at).unwrap_or(FIRST_BUDGET);
     let allowed = app

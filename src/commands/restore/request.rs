@@ -109,6 +109,8 @@ fn bounded(command: String) -> Result<String, Error> {
 pub(crate) struct Archive<'a> {
     /// The name of this host in the configuration.
     pub(crate) configured: Option<&'a str>,
+    /// The user here, if the configuration names one.
+    pub(crate) user: Option<&'a str>,
     /// The configuration of the command line.
     pub(crate) config: Option<&'a Path>,
 }
@@ -140,7 +142,8 @@ pub(crate) fn remote_restore_command(
     if spec.target == Target::Now && !args.standby_mode {
         line += " --partial";
     }
-    if let Some(user) = known_user(rustix::process::geteuid().as_raw()) {
+    let user = archive.user.map(str::to_owned);
+    if let Some(user) = user.or_else(|| known_user(rustix::process::geteuid().as_raw())) {
         line += &format!(" -U {}", quoted_text(&user));
     }
     if let Some(port) = args.recovery_option_port {

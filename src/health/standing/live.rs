@@ -1,7 +1,9 @@
 //! What a running server says of itself. A role without the right to see something gets `None` for it.
 
 use std::collections::BTreeMap;
+use std::panic::resume_unwind;
 use std::str::FromStr;
+use std::thread;
 
 use barmanfs_pg::wal_name::SegmentName;
 use barmanfs_pg::{Lsn, SegmentSize, ServerVersion, SystemId, TimelineId, TimestampMicros};
@@ -191,12 +193,18 @@ impl Live {
 /// When neither connection can be made.
 pub(super) fn ask(server: &ServerConfig, host: Host) -> Result<(Live, Option<Connection>), Error> {
     let mut live = Live::default();
-    let sql = cluster::look(server, host.sql()).map(|mut sql| {
+    // A host that is not there is waited for once.
+    let (sql, streaming) = thread::scope(|scope| {
+        let streaming = scope.spawn(|| cluster::look(server, host.streaming()));
+        let sql = cluster::look(server, host.sql());
+        (sql, streaming.join().unwrap_or_else(|panic| resume_unwind(panic)))
+    });
+    let sql = sql.map(|mut sql| {
         if let Err(error) = ask_in_sql(server, &mut sql, &mut live) {
             live.problems.push(error.to_string());
         }
     });
-    let streaming = cluster::look(server, host.streaming()).and_then(|mut streaming| {
+    let streaming = streaming.and_then(|mut streaming| {
         ask_for_settings(&mut streaming, &mut live)?;
         Ok(streaming)
     });

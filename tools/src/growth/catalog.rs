@@ -1,6 +1,7 @@
 //! Fills a catalog with rows.
 
-use std::path::Path;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
@@ -20,15 +21,20 @@ const WAL: i64 = 2;
 /// What the present release looks for in a segment, `SegmentIndex::READS`.
 const READS: i64 = 1;
 
-/// Inserts the backups and WAL of servers `s00`, `s01`, ...: all WAL without gaps, and the backups spread over it.
-pub(crate) fn fill(catalog: &Path, servers: u32, backups: u32, wal: u32) -> Result<()> {
-    let mut db = Connection::open(catalog)?;
+/// The size of each pack. Its file is a hole.
+const PACK_BYTES: u64 = 5_000_000;
+
+/// Inserts the backups and WAL of servers `s00`, `s01`, ...: all WAL without gaps, and the backups spread over it. Each
+/// record is in a pack of its own, as that of an archived segment is.
+pub(crate) fn fill(repository: &Path, servers: u32, backups: u32, wal: u32) -> Result<()> {
+    let mut db = Connection::open(repository.join("catalog.sqlite"))?;
     db.pragma_update(None, "synchronous", "OFF")?;
     let now = i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_micros())?;
     for server in 0..servers {
         let transaction = db.transaction()?;
         Server {
             db: &transaction,
+            packs: repository.join("packs"),
             name: format!("s{server:02}"),
             segments: i64::from(wal / servers),
             now,
@@ -42,6 +48,7 @@ pub(crate) fn fill(catalog: &Path, servers: u32, backups: u32, wal: u32) -> Resu
 
 struct Server<'a> {
     db: &'a Transaction<'a>,
+    packs: PathBuf,
     name: String,
     segments: i64,
     /// Microseconds since 1970.
@@ -65,12 +72,15 @@ impl Server<'_> {
 
     /// A pack with one record; returns the record's number.
     fn record(&self, kind: i64, payload: &str) -> Result<i64> {
-        self.db
+        let id: String = self
+            .db
             .prepare_cached(
                 "INSERT INTO packs (id, bytes, chunks, stored_bytes, raw_bytes)
-                 VALUES (randomblob(16), 5000000, 16, 5000000, 16777216)",
+                 VALUES (randomblob(16), ?1, 16, ?1, 16777216) RETURNING lower(hex(id))",
             )?
-            .execute([])?;
+            .query_row([PACK_BYTES], |row| row.get(0))?;
+        let part = id.get(..2).unwrap_or_default();
+        File::create(self.packs.join(part).join(&id))?.set_len(PACK_BYTES)?;
         let pack = self.db.last_insert_rowid();
         self.db
             .prepare_cached("INSERT INTO records (id, kind, payload) VALUES (randomblob(16), ?1, ?2)")?

@@ -1,7 +1,7 @@
 //! `barmanfs-growth`: how long commands take that must not take longer where a repository has grown.
 //!
-//! It makes catalogs of several sizes by inserting rows, without data, and runs the program on each. The rows are those
-//! that the program itself would have derived; records of WAL are empty, since nothing here reads them.
+//! It makes catalogs of several sizes by inserting rows, and packs that are holes, and runs the program on each. The rows are
+//! those that the program itself would have derived; records of WAL are empty, since nothing here reads them.
 
 // A program for people at a terminal: printing is its job.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
@@ -24,10 +24,10 @@ const SIZES: [(u32, u32, u32); 4] = [
     (50, 365, 2_000_000),
 ];
 
-/// What is run, and the longest that its median may take on a release build. `check` and `metrics` are not among it: they would
-/// find, and name, that the packs of these catalogs do not exist.
-const COMMANDS: [(&[&str], Duration); 5] = [
+/// What is run, and the longest that its median may take on a release build. No server can be reached, which is known at once.
+const COMMANDS: [(&[&str], Duration); 6] = [
     (&["-q", "cron"], Duration::from_millis(100)),
+    (&["check", "s00"], Duration::from_millis(100)),
     (&["list-backups", "s00"], Duration::from_millis(100)),
     (&["timeline", "s00"], Duration::from_millis(100)),
     (&["list-backups", "all"], Duration::from_secs(1)),
@@ -44,12 +44,15 @@ struct Options {
     /// The program
     #[arg(long, default_value = "target/release/barmanfs", value_name = "FILE")]
     barmanfs: PathBuf,
-    /// How many of the four sizes, from the smallest on; the largest takes 2 GB
+    /// How many of the four sizes, from the smallest on; the largest takes 2 GB and two million files
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=4))]
     sizes: u32,
     /// How often each command is run
     #[arg(long, default_value_t = 11, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
+    /// Leaves the repositories, for a look at them
+    #[arg(long)]
+    keep: bool,
 }
 
 fn main() -> Result<()> {
@@ -60,9 +63,10 @@ fn main() -> Result<()> {
         .with_context(|| format!("Cannot find {}", options.barmanfs.display()))?;
     println!("servers  backups  WAL files  catalog  command             p50 ms  max ms  limit ms");
     for (servers, backups, wal) in SIZES.into_iter().take(usize::try_from(options.sizes)?) {
-        let site = tempfile::Builder::new()
+        let mut site = tempfile::Builder::new()
             .prefix("barmanfs-growth-")
             .tempdir_in("/var/tmp")?;
+        site.disable_cleanup(options.keep);
         let config = make(&program, site.path(), servers, backups, wal)?;
         let bytes = fs::metadata(site.path().join("repository/catalog.sqlite"))?.len();
         for (words, limit) in COMMANDS {
@@ -89,7 +93,7 @@ fn make(program: &Path, site: &Path, servers: u32, backups: u32, wal: u32) -> Re
     let repository = site.join("repository");
     let config = site.join("barmanfs.conf");
     let mut text = format!(
-        "[barmanfs]\nrepository = {}\nlog_file = {}\n",
+        "[barmanfs]\nrepository = {}\nlog_file = {}\nverify_budget = off\nretention_policy = RECOVERY WINDOW OF 60 DAYS\n",
         repository.display(),
         site.join("log").display()
     );
@@ -102,11 +106,24 @@ fn make(program: &Path, site: &Path, servers: u32, backups: u32, wal: u32) -> Re
     if !repository.join("repository.json").exists() {
         bail!("{} made no repository", program.display());
     }
-    catalog::fill(&repository.join("catalog.sqlite"), servers, backups, wal)?;
-    // The first run starts what is due: a verification.
+    catalog::fill(&repository, servers, backups, wal)?;
+    // The first run starts what is due.
     run(program, &config, &["-q", "cron"])?;
-    std::thread::sleep(Duration::from_secs(2));
+    while is_busy(&repository.join("cron"))? {
+        std::thread::sleep(Duration::from_millis(200));
+    }
     Ok(config)
+}
+
+/// Whether something that `cron` has started goes on, by what it remembers.
+fn is_busy(memory: &Path) -> Result<bool> {
+    for entry in fs::read_dir(memory)? {
+        let text = fs::read_to_string(entry?.path())?;
+        if text.contains("\"ended_at\": null") {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn run(program: &Path, config: &Path, words: &[&str]) -> Result<Duration> {

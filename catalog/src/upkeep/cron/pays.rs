@@ -71,7 +71,7 @@ impl Repository {
             );
             freeable.condemned_bytes = db.prepare_cached(condemned)?.query_row([], |row| row.get(0))?;
             let mut deleted = db.prepare_cached(
-                "SELECT r.id, r.payload FROM deletions d JOIN records r ON r.id = d.annulled
+                "SELECT r.id, r.payload FROM deletions d CROSS JOIN records r ON r.id = d.annulled
                  WHERE d.record > ?1 AND r.kind IN (?2, ?3, ?4) LIMIT ?5",
             )?;
             let kinds = (Kind::Backup, Kind::Wal, Kind::QuarantinedWal);
@@ -80,7 +80,7 @@ impl Repository {
                 freeable.add(row)?;
             }
             let mut removed = db.prepare_cached(
-                "SELECT r.id, r.payload FROM wal_removals m JOIN records r ON r.seq = m.record
+                "SELECT r.id, r.payload FROM wal_removals m CROSS JOIN records r ON r.seq = m.record
                  WHERE m.record > ?1 LIMIT ?2",
             )?;
             let mut rows = removed.query(params![since, DELETED_MAX])?;

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
+use serde::{Deserialize, Serialize};
+
 use crate::id::PackId;
 
 /// A change may come within one step of the file system's clock after the listing and leave the time unchanged. Two
@@ -26,7 +28,7 @@ impl Part {
 }
 
 /// Shows whether a part may have changed: two equal settled marks mean the same packs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PartMark {
     /// The part does not exist.
     Missing,
@@ -44,6 +46,15 @@ pub enum PartMark {
 }
 
 impl PartMark {
+    /// When the content last changed, in seconds and nanoseconds, if that is known.
+    #[must_use]
+    pub fn modified(&self) -> Option<(i64, i64)> {
+        match self {
+            Self::At { modified, .. } => Some(*modified),
+            Self::Missing | Self::Unknown => None,
+        }
+    }
+
     /// Whether a listing made at `now`, after this mark was taken, equals every later listing with an equal mark.
     #[must_use]
     pub fn is_settled(&self, now: SystemTime) -> bool {
