@@ -11,7 +11,11 @@ use crate::json_shape::schema::type_of;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
+mod beside;
+use beside::a_site_of_barman_sees_what_it_saw;
+
 topic! {
+    alone a_site_of_barman_sees_what_it_saw,
     once json_has_barmans_shapes,
     once lines_that_scripts_match_are_barmans,
     once monitoring_that_was_written_for_barman_works,

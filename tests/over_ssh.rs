@@ -509,7 +509,7 @@ fn what_comes_between_two_questions_is_fetched(install: &'static Install) {
 }
 
 /// Barman 3.19, if it is installed: the command line that runs one of its programs.
-fn barman(program: &str) -> Option<String> {
+pub(crate) fn barman(program: &str) -> Option<String> {
     let directory =
         std::env::var("BARMANFS_TEST_BARMAN").unwrap_or("/var/cache/barmanfs-test/barman".to_owned());
     let python = format!("{directory}/bin/python");

@@ -642,9 +642,9 @@ impl Remembering {
 fn a_plan_that_is_remembered_to_be_empty_is_empty() {
     let seed = 20_261_130;
     let (mut quiet, mut planned) = (0, 0);
-    for round in 0..12 {
+    for round in 0..8 {
         let mut site = Remembering::new(fastrand::Rng::with_seed(seed + round));
-        for _ in 0..50 {
+        for _ in 0..40 {
             site.act();
             match site.cron() {
                 true => quiet += 1,
@@ -652,5 +652,5 @@ fn a_plan_that_is_remembered_to_be_empty_is_empty() {
             }
         }
     }
-    assert!(quiet > 100 && planned > 100, "{quiet} quiet, {planned} planned");
+    assert!(quiet > 50 && planned > 50, "{quiet} quiet, {planned} planned");
 }
