@@ -1,5 +1,7 @@
 //! `barmanfs config`.
 
+use std::collections::BTreeSet;
+
 use super::App;
 use crate::cli::config::ConfigCommand;
 use crate::config::{Effect, Setting, Source};
@@ -37,9 +39,14 @@ fn show(out: &mut Output, report: &ConfigReport) -> Result<(), Error> {
         let word = out.paint("Error:", Style::Red);
         out.line(format_args!("{word} {text}"))?;
     }
+    // A line of the global section is a setting of each server.
     let counted = |effect: fn(&Effect) -> bool| {
         let settings = report.sections.iter().flat_map(|section| &section.settings);
-        settings.filter(|setting| effect(&setting.effect)).count()
+        let lines = settings.filter(|setting| effect(&setting.effect));
+        lines
+            .map(|setting| &setting.origin)
+            .collect::<BTreeSet<_>>()
+            .len()
     };
     out.line(format_args!(
         "{} of {}: {}, {}",

@@ -64,7 +64,10 @@ fn policies(server: &ServerConfig) -> String {
             "enforced (mode: auto, retention: {policy}, WAL retention: {})",
             server.wal_retention_policy
         ),
-        None => "not enforced".to_owned(),
+        None => match &server.retention_policy {
+            Some(policy) => format!("not enforced while the server is disabled (retention: {policy})"),
+            None => "not enforced".to_owned(),
+        },
     }
 }
 
