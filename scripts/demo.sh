@@ -6,6 +6,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
 . scripts/lib/say.sh
 . scripts/lib/machine.sh
+. scripts/lib/debian.sh
 . scripts/lib/postgres.sh
 
 scale=${BARMANFS_DEMO_SCALE:-20} # pgbench's; 20 is 300 MB

@@ -7,6 +7,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
 . scripts/lib/say.sh
 . scripts/lib/machine.sh
+. scripts/lib/debian.sh
 . scripts/lib/postgres.sh
 
 usage() {
@@ -130,6 +131,13 @@ if barman=$(python_with barman barman); then
 else
     warn "Without Barman, a test does not exchange WAL with it"
 fi
+# Repositories that it makes are imported.
+if BARMANFS_TEST_PGBACKREST=$(get_pgbackrest); then
+    export BARMANFS_TEST_PGBACKREST
+else
+    warn "Without a new pgBackRest, no repository of one is imported"
+fi
+have pgbackrest || install_packages pgbackrest # an old one, whose repositories are imported too
 need_space "$root" 4000
 need_space "${TMPDIR:-/tmp}" 3000
 if [ ${#wanted[@]} -gt 0 ]; then

