@@ -12,7 +12,9 @@ pub(crate) mod backups;
 mod directory;
 mod intake;
 mod manifest;
+pub(crate) mod passphrase;
 pub(crate) mod pg_basebackup;
+pub(crate) mod pgbackrest;
 pub(crate) mod wal;
 
 use std::io::{self, Read};

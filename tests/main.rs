@@ -36,6 +36,7 @@ mod hooks;
 mod hostile;
 mod hosts;
 mod import;
+mod import_pgbackrest;
 mod incremental;
 mod json_shape;
 mod lineage;
@@ -99,6 +100,7 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("second_backup", second_backup::TESTS),
     ("incremental", incremental::TESTS),
     ("import", import::TESTS),
+    ("import_pgbackrest", import_pgbackrest::TESTS),
     ("cron", cron::TESTS),
     ("year", year::TESTS),
     ("hooks", hooks::TESTS),

@@ -14,7 +14,8 @@ Exit code 3: something could not be taken, and is named.
 
 Examples:
   barmanfs import main --pg-basebackup /srv/base-2026-11-28 --dry-run
-  barmanfs import main --pg-basebackup /srv/full --pg-basebackup /srv/incremental";
+  barmanfs import main --pg-basebackup /srv/full --pg-basebackup /srv/incremental
+  barmanfs import main --pgbackrest /var/lib/pgbackrest --stanza main --cipher-passphrase-file /etc/pgbackrest.pass";
 
 /// `import`
 #[derive(Debug, Args)]
@@ -23,6 +24,8 @@ pub(crate) struct ImportArgs {
     pub(crate) server: String,
     #[command(flatten)]
     pub(crate) source: SourceArgs,
+    #[command(flatten)]
+    pub(crate) pgbackrest: PgBackRestArgs,
     /// Only this backup of the source, by its name there; may be repeated
     #[arg(long = "backup", value_name = "NAME")]
     pub(crate) backups: Vec<String>,
@@ -43,4 +46,26 @@ pub(crate) struct SourceArgs {
     /// A directory that pg_basebackup has written, plain or tar; may be repeated
     #[arg(long, value_name = "DIR")]
     pub(crate) pg_basebackup: Vec<PathBuf>,
+    /// The repository of a pgBackRest, as in repo1-path
+    #[arg(long, value_name = "DIR", requires = "stanza")]
+    pub(crate) pgbackrest: Option<PathBuf>,
+}
+
+/// What a repository of pgBackRest is read with.
+#[derive(Debug, Args)]
+pub(crate) struct PgBackRestArgs {
+    /// The stanza of --pgbackrest
+    #[arg(long, value_name = "NAME", requires = "pgbackrest")]
+    pub(crate) stanza: Option<String>,
+    /// The file with the passphrase of --pgbackrest, as in repo1-cipher-pass
+    #[arg(long, value_name = "FILE", requires = "pgbackrest")]
+    pub(crate) cipher_passphrase_file: Option<PathBuf>,
+    /// The command that prints the passphrase of --pgbackrest
+    #[arg(
+        long,
+        value_name = "COMMAND",
+        requires = "pgbackrest",
+        conflicts_with = "cipher_passphrase_file"
+    )]
+    pub(crate) cipher_passphrase_command: Option<String>,
 }

@@ -4,10 +4,12 @@ use barmanfs_catalog::{Backup, ServerName};
 
 use super::App;
 use super::backup::open_or_create;
-use crate::cli::import::{ImportArgs, SourceArgs};
+use crate::cli::import::ImportArgs;
 use crate::error::{Error, Outcome};
 use crate::import::backups::{Importer, Taken, present};
+use crate::import::passphrase;
 use crate::import::pg_basebackup::BaseBackups;
+use crate::import::pgbackrest::PgBackRest;
 use crate::import::{ForeignBackup, LeftOut, Listing, Source, wal};
 use crate::output::{self, Output};
 use crate::report::import::{Import, ImportedBackup, NotTaken};
@@ -16,7 +18,7 @@ use crate::signals::Interruption;
 /// Runs the command.
 pub(crate) fn run(app: &mut App, args: &ImportArgs) -> Result<Outcome, Error> {
     let server = server(app, &args.server)?;
-    let mut source = open(&args.source)?;
+    let mut source = open(args)?;
     let Listing { backups, left_out } = source.backups()?;
     let chosen = choose(backups, &args.backups)?;
     let mut report = Import {
@@ -86,8 +88,20 @@ fn server(app: &App, name: &str) -> Result<ServerName, Error> {
     Ok(server)
 }
 
-fn open(args: &SourceArgs) -> Result<Box<dyn Source>, Error> {
-    Ok(Box::new(BaseBackups::new(args.pg_basebackup.clone())))
+fn open(args: &ImportArgs) -> Result<Box<dyn Source>, Error> {
+    let (source, options) = (&args.source, &args.pgbackrest);
+    let Some((repository, stanza)) = source.pgbackrest.clone().zip(options.stanza.clone()) else {
+        return Ok(Box::new(BaseBackups::new(source.pg_basebackup.clone())));
+    };
+    let passphrase = match (
+        &options.cipher_passphrase_file,
+        &options.cipher_passphrase_command,
+    ) {
+        (Some(path), _) => Some(passphrase::of_file(path)?.into()),
+        (None, Some(command)) => Some(passphrase::of_command(command)?.into()),
+        (None, None) => None,
+    };
+    Ok(Box::new(PgBackRest::new(repository, stanza, passphrase)?))
 }
 
 /// The backups with these names; all if there are none.

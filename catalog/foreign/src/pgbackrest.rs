@@ -15,8 +15,8 @@
 //!   beside it, with `.copy` behind its name.
 //! - A full backup is `20261130-031850F`, one that builds on it `20261130-031850F_20261130-031853D` (differential) or `…I`
 //!   (incremental). A file with a `reference` is in that backup's directory; all other files are in their own.
-//! - A file in a bundle has the number of the bundle (`bni`) and where it begins (`bno`), and `repo-size` bytes there. Since
-//!   2.44 (`backup-bundle-raw`) such a file is encrypted without the magic, and compressed by gz with zlib's header.
+//! - A file in a bundle has the number of the bundle (`bni`) and where it begins (`bno`), and `repo-size` bytes there. With
+//!   `backup-bundle-raw` such a file is encrypted without the magic, and compressed by gz with zlib's header.
 //! - A file by blocks (`bi`, the size of a block in units of 8 KiB) has its new blocks first, then its map of `bim` bytes.
 //! - Files of size 0 have no content in a bundle.
 //! - Encryption is [`Decrypted`]'s. The user's passphrase opens `backup.info` and `archive.info`. These have a passphrase each:
