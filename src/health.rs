@@ -175,7 +175,7 @@ fn check_server(
 
 /// Notes what would be lost with the server.
 fn measure(path: &Path, server: &ServerConfig, findings: &mut Findings) {
-    let standing = open(path).and_then(|repository| Standing::of(server, Some(&repository)));
+    let standing = open(path, false).and_then(|repository| Standing::of(server, Some(&repository)));
     match standing {
         Ok(Standing { exposure, .. }) => findings.note(|figures| {
             figures.is_rpo_known = Some(exposure.seconds().is_some());
@@ -219,17 +219,18 @@ pub(crate) fn configuration(errors: &[Problem]) -> Option<Finding> {
     )
 }
 
-/// Opens a repository for checks, which run every few minutes. They do not list all packs: cron does.
-fn open(path: &Path) -> Result<Repository, Error> {
+/// Opens a repository for checks, which run every few minutes. They do not list all packs: cron does. The checks of the
+/// repository itself list some, once for all servers.
+fn open(path: &Path, lists: bool) -> Result<Repository, Error> {
     let repository = Repository::open(path)?;
-    repository.trust_last_survey()?;
+    repository.trust_last_survey(lists)?;
     Ok(repository)
 }
 
 /// The checks that need no server. A repository that cannot be opened is a problem of the server, too: nothing is known of
 /// its backups.
 fn stored(path: &Path, subject: Subject<'_>, findings: &mut Findings) -> Option<Stored> {
-    let repository = match open(path) {
+    let repository = match open(path, false) {
         Ok(repository) => repository,
         Err(error) => {
             findings.result::<()>(repository::NAME, Err(error), |()| None);

@@ -18,7 +18,7 @@ pub(super) const NAME: &str = "repository";
 /// Checks that the repository can be written, that it has free space, that all of its packs can be read, and that it is
 /// looked after.
 pub(super) fn check(path: &Path, invocation: &Invocation, findings: &mut Findings) {
-    let opened = super::open(path);
+    let opened = super::open(path, true);
     let shown = |_: &Repository| Some(path.display().to_string());
     let Some(repository) = &findings.result(NAME, opened, shown) else {
         return;

@@ -156,15 +156,17 @@ pub(crate) struct Surveyor {
 
 /// How many of the parts that have changed are listed in one survey.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) enum Limit {
+pub(crate) enum Listing {
     /// All of them: what is not in the catalog then is not stored.
     #[default]
-    None,
+    All,
     /// The [`NEWEST`](Self::NEWEST) that changed last, and in turn [`TURN`](Self::TURN) of the others.
     Some,
+    /// None of them: another survey at the same time lists some.
+    None,
 }
 
-impl Limit {
+impl Listing {
     /// Parts that changed last: killed writers leave packs there.
     const NEWEST: usize = 8;
     /// Parts that are listed in turn.
@@ -175,8 +177,10 @@ impl Limit {
     /// Which of the changed parts are listed.
     fn choose(self, mut changed: Vec<(Part, PartMark)>, turn: u64) -> BTreeSet<Part> {
         let parts = |changed: &[(Part, PartMark)]| changed.iter().map(|(part, _)| *part).collect();
-        if self == Self::None {
-            return parts(&changed);
+        match self {
+            Self::All => return parts(&changed),
+            Self::None => return BTreeSet::new(),
+            Self::Some => {}
         }
         let turns = 256_usize.div_ceil(Self::TURN);
         let turn = usize::try_from(turn).unwrap_or_default() % turns;
@@ -197,10 +201,12 @@ struct Seen {
     replaced: u64,
     /// The parts in which all packs are read, with their marks at that time and the number of their packs.
     settled: HashMap<Part, (PartMark, usize)>,
+    /// All records up to this one that are not of WAL can be read. They never change.
+    read_through: i64,
     /// When the whole store was last surveyed for a failed look-up.
     looked_at: Option<Instant>,
-    limit: Limit,
-    /// See [`Limit::Some`].
+    listing: Listing,
+    /// See [`Listing::Some`].
     turn: u64,
 }
 
@@ -236,7 +242,7 @@ impl Surveyor {
         let known = |part, mark| seen.settled.get(&part).filter(|(known, _)| *known == mark);
         let mut changed = marks.clone();
         changed.retain(|(part, mark)| known(*part, *mark).is_none());
-        let chosen = seen.limit.choose(changed, seen.turn);
+        let chosen = seen.listing.choose(changed, seen.turn);
         for (part, mark) in marks {
             let settled = seen.settled.get(&part).copied();
             let count = match settled {
@@ -283,12 +289,18 @@ impl Surveyor {
     }
 
     /// Takes over what an earlier survey with this catalog has found.
-    pub(crate) fn trust(&self, parts: impl Iterator<Item = (Part, (PartMark, usize))>, limit: Limit) {
+    pub(crate) fn trust(
+        &self,
+        parts: impl Iterator<Item = (Part, (PartMark, usize))>,
+        read_through: i64,
+        listing: Listing,
+    ) {
         let minutes = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        let minutes = minutes.unwrap_or_default().as_secs() / Limit::TURN_TAKES.as_secs();
+        let minutes = minutes.unwrap_or_default().as_secs() / Listing::TURN_TAKES.as_secs();
         let mut seen = self.seen();
         seen.settled.extend(parts);
-        (seen.limit, seen.turn) = (limit, minutes);
+        seen.read_through = seen.read_through.max(read_through);
+        (seen.listing, seen.turn) = (listing, minutes);
     }
 
     /// Lists everything the next time.
@@ -299,6 +311,16 @@ impl Surveyor {
     /// The parts in which all packs are read.
     pub(crate) fn settled(&self) -> HashMap<Part, (PartMark, usize)> {
         self.seen().settled.clone()
+    }
+
+    /// The last record up to which all can be read that are not of WAL, as far as it is known.
+    pub(crate) fn read_through(&self) -> i64 {
+        self.seen().read_through
+    }
+
+    /// Notes that all these can be read.
+    pub(crate) fn set_read_through(&self, record: i64) {
+        self.seen().read_through = record;
     }
 
     #[cfg(test)]

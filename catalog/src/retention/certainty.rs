@@ -1,7 +1,5 @@
 //! Whether it is certain what a server's backups need: if not, nothing is deleted.
 
-use rusqlite::params;
-
 use crate::archive::derive::can_be_read;
 use crate::error::Result;
 use crate::index::records::Kind;
@@ -34,14 +32,15 @@ impl Repository {
     }
 
     /// The first record that cannot be read, or that a later release wrote. Those of archived files are not examined:
-    /// they decide about nothing else.
-    fn unreadable_record(&self) -> Result<Option<String>> {
-        self.db.read(|db| {
+    /// they decide about nothing else. None is read twice.
+    pub(crate) fn unreadable_record(&self) -> Result<Option<String>> {
+        let mut last = self.surveyor.read_through();
+        let found = self.db.read(|db| {
             let mut query = db.prepare_cached(
-                "SELECT id, kind, payload FROM records WHERE kind <> 2
+                "SELECT id, kind, payload, seq FROM records INDEXED BY records_but_wal WHERE kind <> 2 AND seq > ?1
                  AND id NOT IN (SELECT annulled FROM deletions)",
             )?;
-            let mut rows = query.query(params![])?;
+            let mut rows = query.query([last])?;
             while let Some(row) = rows.next()? {
                 let record = Record {
                     id: RecordId(row.get(0)?),
@@ -57,8 +56,13 @@ impl Repository {
                 if let Err(error) = can_be_read(&record) {
                     return Ok(Some(format!("{error}")));
                 }
+                last = last.max(row.get(3)?);
             }
             Ok(None)
-        })
+        })?;
+        if found.is_none() {
+            self.surveyor.set_read_through(last);
+        }
+        Ok(found)
     }
 }

@@ -4,9 +4,9 @@
 //! the mark too, the directory has the same packs. A file system check may remove names from a directory and leave its
 //! mark, so once a day everything is listed, whatever the marks are. A lost file costs one complete survey.
 
+use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
-use std::{fs, io};
 
 use barmanfs_pg::TimestampMicros;
 use barmanfs_store::{PackId, Part, PartMark};
@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::home::{CATALOG, now};
 use crate::index::repository::Repository;
-use crate::index::unread::{Limit, UnreadPack};
+use crate::index::unread::{Listing, UnreadPack};
 
 /// No server's name begins with a dot.
 const FILE: &str = ".packs.json";
@@ -27,6 +27,8 @@ const LISTED_EVERY: Duration = Duration::from_secs(24 * 3600);
 /// A survey counts a little longer than that: the next one may have to wait.
 const COUNTS_FOR: Duration = Duration::from_secs(26 * 3600);
 
+const RELEASE: &str = env!("CARGO_PKG_VERSION");
+
 /// What is kept of a survey.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Surveyed {
@@ -36,6 +38,10 @@ struct Surveyed {
     catalog: (u64, u64),
     /// The newest pack in it. If the catalog lost its last transactions, this row is gone, or is of another pack.
     newest: Option<(i64, PackId)>,
+    /// The release that made it: others may read other records.
+    release: String,
+    /// All records up to this one that are not of WAL can be read.
+    read_through: i64,
     /// The directories in which all packs were read, with the number of their packs.
     parts: Vec<(u8, PartMark, usize)>,
 }
@@ -50,18 +56,23 @@ impl Repository {
         let known = self.surveyed()?;
         let listed_at = known.listed_at.filter(|at| is_within(LISTED_EVERY, *at));
         match listed_at {
-            Some(_) => self.surveyor.trust(parts(&known), Limit::None),
+            Some(_) => self.surveyor.trust(parts(&known), 0, Listing::All),
             None => self.surveyor.forget(),
         }
         let began = now();
         // Before the survey: what is entered meanwhile changes the mark of its directory.
         let (catalog, newest) = (self.catalog_file()?, self.newest_pack()?);
         let unread = self.unread_packs()?;
+        if let Some(unreadable) = self.unreadable_record()? {
+            tracing::error!("{unreadable}");
+        }
         let settled = self.surveyor.settled().into_iter();
         let surveyed = Surveyed {
             listed_at: Some(listed_at.unwrap_or(began)),
             catalog,
             newest,
+            release: RELEASE.to_owned(),
+            read_through: self.surveyor.read_through(),
             parts: settled
                 .filter_map(|(part, (mark, packs))| match part {
                     Part::First(first) => Some((first, mark, packs)),
@@ -74,15 +85,16 @@ impl Repository {
     }
 
     /// From now on, [`unread_packs`](Self::unread_packs) of this repository lists only directories that have changed since
-    /// the last [`survey_packs`](Self::survey_packs), and of these not more than some. Not to be used where an absence
-    /// has to be proven. Without such a survey in the last day, everything is listed as before.
+    /// the last [`survey_packs`](Self::survey_packs), and of these not more than some, or none at all unless `lists`. Not to
+    /// be used where an absence has to be proven. Without such a survey in the last day, everything is listed as before.
     ///
     /// # Errors
-    /// When the disk or the catalog cannot be read.
-    pub fn trust_last_survey(&self) -> Result<()> {
+    /// When the catalog cannot be read.
+    pub fn trust_last_survey(&self, lists: bool) -> Result<()> {
         let known = self.surveyed()?;
         if known.listed_at.is_some_and(|at| is_within(COUNTS_FOR, at)) {
-            self.surveyor.trust(parts(&known), Limit::Some);
+            let limit = if lists { Listing::Some } else { Listing::None };
+            self.surveyor.trust(parts(&known), known.read_through, limit);
         }
         Ok(())
     }
@@ -92,10 +104,15 @@ impl Repository {
         let path = self.memory_file(FILE);
         let surveyed: Surveyed = match crate::home::regular::read(&path) {
             Ok(json) => serde_json::from_slice(&json).unwrap_or_default(),
-            Err(source) if source.kind() == io::ErrorKind::NotFound => Surveyed::default(),
-            Err(source) => return Err(Error::io("read", &path, source)),
+            // It is of use only to those who can read it.
+            Err(error) => {
+                tracing::debug!("Cannot read {}: {error}", path.display());
+                Surveyed::default()
+            }
         };
-        let is_of_this = surveyed.catalog == self.catalog_file()? && self.has_still(surveyed.newest)?;
+        let is_of_this = surveyed.release == RELEASE
+            && surveyed.catalog == self.catalog_file()?
+            && self.has_still(surveyed.newest)?;
         Ok(if is_of_this { surveyed } else { Surveyed::default() })
     }
 
@@ -184,7 +201,7 @@ mod tests {
         lose_a_pack(&repository);
         let quick = || {
             let again = Repository::open(repository.path()).unwrap();
-            again.trust_last_survey().unwrap();
+            again.trust_last_survey(true).unwrap();
             again.unread_packs().unwrap().len()
         };
         let full = || {
@@ -199,6 +216,9 @@ mod tests {
         let part = repository.path().join("packs/07");
         fs::write(part.join("x"), "").unwrap();
         assert_eq!(quick(), 1);
+        let blind = Repository::open(repository.path()).unwrap();
+        blind.trust_last_survey(false).unwrap();
+        assert_eq!(blind.unread_packs().unwrap(), []);
         // So is everything after a day, with another catalog, and without the file.
         assert_eq!(repository.survey_packs().unwrap().len(), 1);
         let good = repository.surveyed().unwrap();
@@ -239,8 +259,8 @@ mod tests {
             .set_modified(std::time::UNIX_EPOCH)
             .unwrap();
         let again = Repository::open(repository.path()).unwrap();
-        again.trust_last_survey().unwrap();
-        let rounds = 256_u32.div_ceil(u32::try_from(Limit::TURN).unwrap());
+        again.trust_last_survey(true).unwrap();
+        let rounds = 256_u32.div_ceil(u32::try_from(Listing::TURN).unwrap());
         let found = (0..rounds).filter(|turn| {
             again.surveyor.begin_turn(u64::from(*turn));
             !again.unread_packs().unwrap().is_empty()

@@ -406,6 +406,8 @@ fn nothing_is_deleted_while_a_record_cannot_be_read() {
         (200, b"{}"),
     ] {
         let (f, _) = site();
+        // What was read before is not read again, in this process and in those that trust a survey.
+        f.repository.survey_packs().unwrap();
         let storage = LocalPacks::open(&f.repository.path().join("packs")).unwrap();
         let id = RecordId::random().unwrap();
         let mut pack = PackWriter::begin(&storage).unwrap();
@@ -420,6 +422,12 @@ fn nothing_is_deleted_while_a_record_cannot_be_read() {
         let blocked = done.plan.blocked.clone().unwrap_or_default();
         assert!(done.deleted.is_empty() && done.wal.is_empty(), "{done:?}");
         assert!(blocked.contains(&id.to_string()), "{blocked}");
+        let trusting = Repository::open(f.repository.path()).unwrap();
+        trusting.trust_last_survey(true).unwrap();
+        let plan = trusting
+            .retention(&f.server, &rules("REDUNDANCY 1"), now())
+            .unwrap();
+        assert_eq!(plan.blocked, Some(blocked));
     }
 }
 
