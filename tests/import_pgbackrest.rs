@@ -192,6 +192,24 @@ fn what_pgbackrest_has_stored_is_what_is_here(install: &'static Install) {
         (&json!(0), stored)
     );
 
+    if origin.is_encrypted {
+        let file = site.write_file("pass", b"wrong\n");
+        let words = [
+            "import",
+            "main",
+            "--stanza",
+            "main",
+            "--pgbackrest",
+            repository.to_str().unwrap(),
+        ];
+        let wrong = ["--cipher-passphrase-file", file.to_str().unwrap()];
+        site.barmanfs(&[&words[..], &wrong].concat())
+            .refused(1)
+            .says(&["cannot be decrypted", "repo1-cipher-pass"]);
+        site.barmanfs(&words)
+            .refused(1)
+            .says(&["is encrypted", "--cipher-passphrase-file"]);
+    }
     same_files(&origin, &labels, &ids);
     same_wal(&origin);
     recovers(&site, install, &ids, (&expected, &moments.time));
@@ -396,6 +414,47 @@ fn a_damaged_repository_never_looks_whole(install: &'static Install) {
         json!([])
     );
     site.ok(&["verify"]);
+    of_the_present_cluster(&origin, install, &labels);
+}
+
+/// After an upgrade of the stanza, only what is of the new cluster is taken.
+fn of_the_present_cluster(origin: &Origin<'_>, install: &'static Install, labels: &[String]) {
+    let site = origin.site;
+    let mut next = PgServer::init(install, &site.path("next"), &[]);
+    let config = site.path("pgbackrest.conf");
+    let text = fs::read_to_string(&config).unwrap();
+    let main = site.path("main").display().to_string();
+    site.write_file(
+        "pgbackrest.conf",
+        text.replace(&main, &next.data.display().to_string()).as_bytes(),
+    );
+    next.configure(&format!(
+        "archive_mode = on\narchive_command = '{} --config={} --stanza=main archive-push %p'",
+        origin.program.display(),
+        config.display()
+    ));
+    next.start();
+    origin.run(&["stanza-upgrade"]);
+    origin.run(&["backup", "--type=full", "--annotation=why=after the upgrade"]);
+    next.stop("fast");
+    let words = [
+        "import",
+        "next",
+        "--json",
+        "--stanza",
+        "main",
+        "--pgbackrest",
+        "pgbackrest/repo",
+    ];
+    let report = parsed(&site.barmanfs(&words).ok());
+    assert_eq!(texts(&report, "backups", "state"), ["imported"]);
+    let left_out = texts(&report, "left_out", "name");
+    assert!(
+        labels.iter().all(|label| left_out.contains(label)) && left_out.len() == 3,
+        "{report}"
+    );
+    let listed = site.json(&["list-backups", "next"]);
+    assert_eq!(listed["backups"][0]["label"], "why: after the upgrade");
 }
 
 fn damaged_wal(origin: &Origin<'_>) {
