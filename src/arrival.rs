@@ -7,7 +7,7 @@ use std::fmt;
 use std::fs::{File, Metadata};
 use std::io::{self, Read, Seek};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
@@ -25,6 +25,9 @@ use crate::wal_transfer::compression::{self, Compression};
 /// As much of a file is read before its hooks run: the whole of any file that is no segment.
 const EXAMINED_BYTES: u64 = 1 << 20;
 
+/// Bytes of a file that are hashed at a time.
+const READ_BYTES: usize = 256 << 10;
+
 /// A file on its way into the archive.
 #[derive(Debug)]
 pub(crate) struct Arriving<'a> {
@@ -39,7 +42,53 @@ pub(crate) struct Arriving<'a> {
     /// What brings it.
     pub(crate) origin: &'a str,
     /// If somebody else may still write it: what it was like when its content was checked.
-    pub(crate) checked: Option<Metadata>,
+    pub(crate) checked: Option<AsChecked>,
+}
+
+/// A file as it was when its content was checked.
+#[derive(Debug, Clone)]
+pub(crate) struct AsChecked {
+    attributes: Metadata,
+    /// Where a script may change its attributes, which is no reason to wait.
+    content: Option<blake3::Hash>,
+}
+
+impl AsChecked {
+    /// The file as it is now.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub(crate) fn now(file: &File, with_content: bool) -> io::Result<Self> {
+        Ok(Self {
+            attributes: file.metadata()?,
+            content: with_content.then(|| hash_of(file)).transpose()?,
+        })
+    }
+
+    /// Whether nobody has written this file between.
+    pub(crate) fn is_still(&self, file: &File) -> bool {
+        let Ok(now) = file.metadata() else { return false };
+        let of = |file: &Metadata| (file.dev(), file.ino(), file.size());
+        is_same(&now, &self.attributes)
+            || of(&now) == of(&self.attributes)
+                && self
+                    .content
+                    .is_some_and(|content| hash_of(file).is_ok_and(|now| now == content))
+    }
+}
+
+/// The hash of a file's content. Its position stays.
+fn hash_of(file: &File) -> io::Result<blake3::Hash> {
+    let (mut hasher, mut buffer, mut at) = (blake3::Hasher::new(), vec![0; READ_BYTES], 0);
+    loop {
+        match file.read_at(&mut buffer, at)? {
+            0 => return Ok(hasher.finalize()),
+            count => {
+                hasher.update(buffer.get(..count).unwrap_or_default());
+                at += count as u64;
+            }
+        }
+    }
 }
 
 /// Why a file is not archived.
@@ -132,7 +181,7 @@ impl Arriving<'_> {
 
     fn is_as_checked(&self) -> bool {
         let Some(checked) = &self.checked else { return true };
-        self.file.metadata().is_ok_and(|now| is_same(&now, checked))
+        checked.is_still(&self.file)
     }
 
     /// Checks it as far as its beginning and its size show.
@@ -181,7 +230,7 @@ impl Arriving<'_> {
 
 /// Whether these are the attributes of one file that nobody has written between. A copier may set the time of the last
 /// change, and not the kernel's.
-pub(crate) fn is_same(one: &Metadata, other: &Metadata) -> bool {
+fn is_same(one: &Metadata, other: &Metadata) -> bool {
     let of = |file: &Metadata| {
         (
             file.dev(),

@@ -6,7 +6,7 @@
 
 mod whole;
 
-use std::fs::{self, File, Metadata};
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -19,10 +19,10 @@ use barmanfs_pg::wal_name::{SegmentName, WalName};
 use barmanfs_store::open_regular;
 use jiff::Timestamp;
 
-use crate::arrival::{self, Arriving, NotArchived};
+use crate::arrival::{self, Arriving, AsChecked, NotArchived};
 use crate::config::ServerConfig;
 use crate::error::Error;
-use crate::hooks::{Hooks, NEVER_STOPPED};
+use crate::hooks::{Hook, Hooks, NEVER_STOPPED};
 use whole::Checked;
 
 /// How long after its last change a file that is not whole, or whose content does not show that it is, may still be copied.
@@ -39,8 +39,8 @@ const ERRORS: &str = "errors";
 
 /// What becomes of a file.
 enum Fate {
-    /// It is the file with these attributes.
-    Archived(Metadata),
+    /// It is the file that was like this.
+    Archived(AsChecked),
     /// It cannot be read now: another run tries again, and the files behind it do not wait.
     Unreadable(Error),
     /// It may still be copied.
@@ -148,9 +148,9 @@ fn archive_one(hooks: &Hooks<'_>, name: &str, path: &Path) -> Result<Fate, Error
         Err(error) => return Ok(unreadable(path, &error)),
         Ok(file) => file,
     };
-    let metadata = match file.metadata() {
+    let checked = match AsChecked::now(&file, hooks.has(Hook::Archive)) {
         Err(error) => return Ok(unreadable(path, &error)),
-        Ok(metadata) => metadata,
+        Ok(checked) => checked,
     };
     let arriving = Arriving {
         server: hooks.server(),
@@ -158,7 +158,7 @@ fn archive_one(hooks: &Hooks<'_>, name: &str, path: &Path) -> Result<Fate, Error
         file,
         path: Some(path.to_owned()),
         origin: "archive-wal",
-        checked: Some(metadata.clone()),
+        checked: Some(checked.clone()),
     };
     let arriving = match arriving.decompressed(hooks.repository().path()) {
         Ok(arriving) => arriving,
@@ -185,7 +185,7 @@ fn archive_one(hooks: &Hooks<'_>, name: &str, path: &Path) -> Result<Fate, Error
     }
     match arriving.archive(hooks) {
         Ok(outcome) => Ok(match arrival::refusal(hooks.server(), &wal_name, &outcome) {
-            None => Fate::Archived(metadata),
+            None => Fate::Archived(checked),
             Some(refusal) => Fate::SetAside(refusal, "duplicate"),
         }),
         Err(NotArchived::Changed) => Ok(Fate::Waits),
@@ -225,8 +225,8 @@ fn unreadable(path: &Path, error: &io::Error) -> Fate {
 }
 
 /// Removes what was archived. Another file that has come under its name since stays.
-fn remove(path: &Path, archived: &Metadata) -> Result<(), Error> {
-    if fs::symlink_metadata(path).is_ok_and(|there| !arrival::is_same(&there, archived)) {
+fn remove(path: &Path, archived: &AsChecked) -> Result<(), Error> {
+    if !open_regular(path).is_ok_and(|there| archived.is_still(&there)) {
         return Ok(());
     }
     match fs::remove_file(path) {
