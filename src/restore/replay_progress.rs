@@ -1,16 +1,13 @@
 //! Shows a replay while it goes on: LSN, time reached, segments, and how long the rest may take.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use barmanfs_catalog::Repository;
 
 use super::rates;
-use super::watch::{Reached, Replay, TimeSource, Watched};
+use super::watch::{ASK_EVERY, Reached, Replay, TimeSource, Watched};
 use crate::output;
 use crate::progress::{Counted, Progress};
-
-/// How often a server that takes connections is asked.
-const ASK_EVERY: Duration = Duration::from_secs(1);
 
 /// A progress line, and what was seen for the rate of the replay.
 #[derive(Debug)]

@@ -2,7 +2,9 @@
 //! is there without one: its process title names the segment that it replays, and the archive knows when the commits before
 //! that were made. A server that takes connections is asked.
 
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use barmanfs_catalog::{Repository, ServerName};
 use barmanfs_pg::wal_name::SegmentName;
@@ -32,7 +34,12 @@ pub(crate) struct Watched {
     /// The segments that it needs, if that is known.
     window: Option<(SegmentName, SegmentName)>,
     segment_size: SegmentSize,
+    /// When the server was asked whether it is paused, and what it said.
+    asked: Cell<Option<(Instant, Option<bool>)>>,
 }
+
+/// How often a server that takes connections is asked. Each time is a process, and a session of the server.
+pub(super) const ASK_EVERY: Duration = Duration::from_secs(1);
 
 /// How far it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,6 +107,7 @@ impl Watched {
             server,
             window,
             segment_size: instance::control(data)?.segment_size,
+            asked: Cell::new(None),
         })
     }
 
@@ -126,8 +134,15 @@ impl Watched {
 
     /// `None` if the server cannot be asked.
     fn is_paused(&self, running: &Running) -> Option<bool> {
+        if let Some((at, said)) = self.asked.get()
+            && at.elapsed() < ASK_EVERY
+        {
+            return said;
+        }
         let instance = Instance::at(&self.data, None, self.path_prefix.as_deref()).ok()?;
-        instance.is_paused(running).ok()
+        let said = instance.is_paused(running).ok();
+        self.asked.set(Some((Instant::now(), said)));
+        said
     }
 
     /// Where that is. What cannot be found out is left out.
