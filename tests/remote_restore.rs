@@ -110,7 +110,7 @@ fn a_remote_tree_is_the_local_one(install: &'static Install) {
     copy.stop("immediate");
 
     // A tablespace elsewhere, and WAL that is fetched from here.
-    let elsewhere = format!("fast:{}", site.path("elsewhere/fast").display());
+    let elsewhere = format!("fast:{}", site.path("else:where/fast").display());
     let run = restore_by(&site, &sshd.bare(), "fetching", &["--tablespace", &elsewhere]).ok();
     run.says(&["on another host", "barmanfs, which the other host does not have"]);
     let mut copy = on_the_other_host(install, &site, &sshd, "fetching");
@@ -122,7 +122,7 @@ fn a_remote_tree_is_the_local_one(install: &'static Install) {
     );
     let oid = copy.query("SELECT oid FROM pg_tablespace WHERE spcname = 'fast'");
     let link = fs::read_link(site.path("fetching/pg_tblspc").join(&oid)).unwrap();
-    assert_eq!(link, site.path("elsewhere/fast"));
+    assert_eq!(link, site.path("else:where/fast"));
     let inside = site.path("here/pg_tblspc").join(oid);
     assert_eq!(site.list(&link), site.list(&inside));
     assert!(

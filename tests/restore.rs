@@ -261,7 +261,7 @@ fn with_tablespaces_elsewhere(install: &'static Install, moments: &Moments) {
     ));
     server.query("CREATE TABLE kept TABLESPACE fast AS SELECT 7 n");
     site.backup();
-    let elsewhere = site.path("elsewhere/fast");
+    let elsewhere = site.path("else:where/fast");
     let relocation = format!("fast:{}", elsewhere.display());
     let options = ["--tablespace", &relocation, "--target-immediate"];
     restore(site, "relocated", &options).ok().says(&["Tablespace"]);

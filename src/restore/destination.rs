@@ -12,7 +12,6 @@
 use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File};
 use std::io::ErrorKind;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -494,9 +493,6 @@ pub(super) fn not_empty(path: &Path) -> Error {
 /// Neither the repository nor what shows it may be overwritten.
 pub(super) fn refuse_place(repository: Option<&Repository>, path: &Path) -> Result<(), Error> {
     let refuse = |why: String| Err(Error::usage(format!("{} {why}", path.display())));
-    if path.as_os_str().as_bytes().contains(&b':') {
-        return refuse("has a colon: it is a path on this host, not one of rsync".to_owned());
-    }
     if path.parent().is_none() {
         return refuse("is the root of the file system".to_owned());
     }
