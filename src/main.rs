@@ -38,6 +38,7 @@ mod ownership;
 mod postgres;
 mod processes;
 mod progress;
+mod readiness;
 mod receive;
 mod report;
 mod restore;

@@ -2,10 +2,11 @@
 //!
 //! [`bundle`] is the archive that `put-wal` reads, with its checksums; [`compression`] the forms in which a file may travel;
 //! [`remote`] the command on the other host; [`send`] and [`fetch`] are the two clients, [`spool`] what is fetched before
-//! PostgreSQL asks for it. No configuration is read here: the clients run where PostgreSQL does.
+//! PostgreSQL asks for it, by [`prefetch`], over a [`feed`]. No configuration is read here: the clients run where PostgreSQL does.
 
 pub(crate) mod bundle;
 pub(crate) mod compression;
+pub(crate) mod feed;
 pub(crate) mod fetch;
 pub(crate) mod prefetch;
 pub(crate) mod remote;
@@ -49,6 +50,9 @@ pub(crate) fn check(name: &WalName, path: &Path) -> Result<u64, String> {
     }
     Ok(size_bytes)
 }
+
+/// The ending of a file until it is whole.
+pub(crate) const PART: &str = "part";
 
 /// The name of a file beside another one. PostgreSQL takes neither for one of its own.
 pub(crate) fn beside(path: &Path, ending: &str) -> PathBuf {

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 topic! {
     once a_cut_in_the_middle_of_recovery_stops_it_and_it_goes_on_later,
     once many_waiting_segments_take_few_connections,
+    once segments_ahead_come_over_kept_connections,
     once put_wal_takes_all_or_says_what_it_refused,
     once get_wal_gives_what_is_received_and_peeks,
     once copies_in_a_directory_are_archived,
@@ -125,6 +126,56 @@ fn many_waiting_segments_take_few_connections(install: &'static Install) {
             segment.display()
         );
     }
+}
+
+/// Each client asks for one segment, and a process that outlives it has the next ones.
+fn segments_ahead_come_over_kept_connections(install: &'static Install) {
+    let (site, server) = site_over_ssh(install);
+    let ssh = Ssh::of(&site);
+    let segments = kept_segments(&site, &server, 16);
+    let last = name_of(segments.last().unwrap());
+    until("all is archived", || archived(&server) == last);
+    let place = site.path("");
+    let spool = format!("{}spool", place.display());
+    let fetch = |segment: &Path, name: &str| {
+        let (wal, dest) = (name_of(segment), format!("{}{name}", place.display()));
+        let words = ["-p", "2", "--spool-dir", &spool, "backup", "main", &wal, &dest];
+        run(&mut ssh.client(&ssh.link("barman-wal-restore"), &words)).ok();
+        assert!(fs::read(&dest).unwrap() == fs::read(segment).unwrap(), "{wal}");
+    };
+    let before = ssh.commands().len();
+    let asked = |what: &str| {
+        let commands = ssh.commands();
+        commands
+            .iter()
+            .skip(before)
+            .filter(|line| line.contains(what))
+            .count()
+    };
+    let ahead = format!("pgrep -f '[w]al-restore --prefetch.*{spool}'");
+    for (number, segment) in segments.iter().enumerate() {
+        fetch(segment, "fetched");
+        match number {
+            0 => until("the next ones are fetched", || asked("--feed") == 2),
+            7 => drop(site.sh(&format!("kill -9 $({ahead})")).ok()),
+            8 => until("another process fetches them", || asked("--feed") == 4),
+            // Two at once.
+            10 => std::thread::scope(|scope| {
+                for name in ["one", "two"] {
+                    let (fetch, segment) = (&fetch, &segments[11]);
+                    scope.spawn(move || fetch(segment, name));
+                }
+            }),
+            _ => {}
+        }
+    }
+    let alone = asked("get-wal") - asked("--feed");
+    assert!(alone <= 4 && asked("--feed") == 4, "{:?}", ssh.commands());
+    // What it would serve is gone, as with a copy that was removed.
+    site.sh(&format!("rm -r '{spool}'")).ok();
+    until("nothing is fetched any more", || {
+        site.sh(&ahead).code() == Some(1)
+    });
 }
 
 fn put_wal_takes_all_or_says_what_it_refused(install: &'static Install) {
@@ -357,7 +408,13 @@ fn a_script_runs_while_a_copier_goes_on(site: &Site, server: &PgServer, incoming
         "{waits}"
     );
     assert_eq!(site.barmanfs(&["get-wal", "main", &name]).code(), Some(1));
-    site.write_config_of(server, &settings(""));
+    // One that only touches the file keeps nobody waiting, and the file goes.
+    let toucher = site.write_file("toucher", b"#!/bin/sh\ntouch \"$BARMAN_FILE\"\n");
+    site.sh(&format!("chmod +x {}", toucher.display())).ok();
+    site.write_config_of(
+        server,
+        &settings(&format!("pre_archive_script = {}\n", toucher.display())),
+    );
     site.sh(&format!(
         "cat {} 1<> {}",
         next.display(),
@@ -365,6 +422,8 @@ fn a_script_runs_while_a_copier_goes_on(site: &Site, server: &PgServer, incoming
     ))
     .ok();
     site.barmanfs(&["archive-wal", "main"]).ok();
+    assert!(!incoming.join(&name).exists());
+    site.write_config_of(server, &settings(""));
     let printed = site.barmanfs(&["get-wal", "main", &name]).ok();
     assert!(printed.stdout == fs::read(&next).unwrap());
 }
@@ -639,6 +698,14 @@ fn our_clients_work_against_barman(site: &Site, segments: &[PathBuf], program: &
             "{options:?}"
         );
     }
+    // Barman gives one file for each connection, also ahead.
+    let asked_before = ssh.commands().len();
+    fetch(&["-p", "1", "backup", "main", &name_of(&segments[0]), &fetched_text]).ok();
+    until("the next one is fetched", || {
+        let commands = ssh.commands();
+        let mut asked = commands.iter().skip(asked_before);
+        asked.any(|line| line.ends_with(&format!("main {}", name_of(&segments[1]))))
+    });
     // Barman ends with 1 for all of these. A home that is not mounted has no backup, as this one.
     let fetch_absent = || fetch(&["backup", "main", "0000000100000000000000F0", &fetched_text]);
     fetch_absent().refused(201).says(&["is its directory mounted?"]);

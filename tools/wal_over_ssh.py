@@ -5,7 +5,7 @@ Root runs this on Linux with iproute2 and openssh-server. The other host is a ne
 'tc netem' delays each way. Where the kernel has no netem, a relay in this process delays instead (it knows no slow start
 of TCP). The same copy of a server recovers from plain files with cp, and over ssh, in turn. The times
 are those of PostgreSQL's log, from the first record to the restore point, so starting the server does not count. The third
-row is wal-restore with an ssh that keeps its connection for the next segments (ControlMaster in ssh_config).
+row is the same with an ssh that keeps its connection (ControlMaster in ssh_config).
 """
 
 import argparse
@@ -193,6 +193,7 @@ class Bench:
             conf.write(
                 f"archive_mode = on\narchive_command = '{archive}'\nfsync = off\nmax_wal_size = 64GB\n"
                 f"checkpoint_timeout = 1d\nautovacuum = off\nshared_buffers = 512MB\n"
+                f"full_page_writes = {'off' if self.options.no_page_images else 'on'}\n"
             )
         self.start(data, self.root / "data.log")
         bench = [self.program("pgbench"), "-h", self.root, "-p", "54321", "-n"]
@@ -249,6 +250,7 @@ def arguments():
     parser.add_argument("--segments", type=int, default=64, help="how many are replayed, at least [64]")
     parser.add_argument("--scale", type=int, default=20, help="of pgbench [20]")
     parser.add_argument("--parallel", type=int, default=4, help="the N of wal-restore -p N [4]")
+    parser.add_argument("--no-page-images", action="store_true", help="WAL of changes alone, which takes longer to replay")
     parser.add_argument("--options", default="", help="more options of wal-restore, such as -z")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--workdir", default="/var/tmp")

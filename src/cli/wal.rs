@@ -223,7 +223,7 @@ pub(crate) struct GetWalArgs {
     /// Server the WAL belongs to
     pub(crate) server: String,
     /// Name of the WAL file; PostgreSQL's %f
-    #[arg(required_unless_present = "test")]
+    #[arg(required_unless_present_any = ["test", "feed"])]
     pub(crate) name: Option<String>,
     /// File or directory to write to; PostgreSQL's %p [default: standard output]
     pub(crate) dest: Option<PathBuf>,
@@ -254,6 +254,9 @@ pub(crate) struct GetWalArgs {
     /// For the restore_command of a copy: tablespaces that the WAL creates stay in the copy
     #[arg(long, conflicts_with_all = ["left", "peek"])]
     pub(crate) replay: bool,
+    /// Several files over one connection: their names come on standard input
+    #[arg(long, hide = true, conflicts_with_all = ["name", "test", "peek", "left", "partial", "form", "output_directory"])]
+    pub(crate) feed: bool,
 }
 
 /// `wal-restore`
@@ -287,7 +290,7 @@ pub(crate) struct FetchOptions {
     /// Program on that host, which takes 'get-wal'
     #[arg(long, value_name = "NAME")]
     pub(crate) program: Option<String>,
-    /// Fetch up to so many segments ahead, at the same time, while PostgreSQL replays
+    /// Fetch up to so many segments ahead while PostgreSQL replays, over connections that are kept
     #[arg(short, long, value_name = "JOBS", default_value_t = 0)]
     pub(crate) parallel: u8,
     /// Directory of what was fetched ahead [default: .barmanfs-spool beside the file]

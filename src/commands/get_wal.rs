@@ -21,6 +21,7 @@ use crate::cli::wal::GetWalArgs;
 use crate::error::{Error, Outcome};
 use crate::wal_transfer::beside;
 use crate::wal_transfer::compression::Compression;
+use crate::wal_transfer::feed::serve;
 
 /// One window of WAL: the unit that the reader decodes.
 const COPY_BYTES: usize = 1 << 20;
@@ -33,8 +34,6 @@ pub(crate) fn run(app: &mut App, args: &GetWalArgs) -> Result<Outcome, Error> {
     if args.test {
         return test(app, args);
     }
-    let text = args.name.as_deref().unwrap_or_default();
-    let name = WalName::from_str(text).map_err(|error| Error::usage(error.to_string()))?;
     let repository = app.repository()?;
     let server = app.known_server(&repository, &args.server)?;
     let source = Source {
@@ -52,8 +51,36 @@ pub(crate) fn run(app: &mut App, args: &GetWalArgs) -> Result<Outcome, Error> {
         partial: args.partial,
         replay: args.replay,
     };
+    match args.feed {
+        true => feed(&source),
+        false => one(app, args, &source),
+    }
+}
+
+/// Gives files whose names come on standard input.
+fn feed(source: &Source<'_>) -> Result<Outcome, Error> {
+    // Standard output of the library would look for lines in WAL.
+    let failed = |error: io::Error| Error::failed(format!("Cannot give WAL: {error}"));
+    let stdout = rustix::stdio::stdout().try_clone_to_owned().map_err(failed)?;
+    let stdin = rustix::stdio::stdin().try_clone_to_owned().map_err(failed)?;
+    let find = |name: &WalName| {
+        let found = source.find_surely(name)?;
+        if found.is_none() {
+            source.refuse_wrong_absence(name)?;
+        }
+        Ok(found)
+    };
+    serve(&mut File::from(stdin), &mut File::from(stdout), find).map_err(failed)?;
+    Ok(Outcome::Done)
+}
+
+/// Gives one file, or lists names.
+fn one(app: &mut App, args: &GetWalArgs, source: &Source<'_>) -> Result<Outcome, Error> {
+    let text = args.name.as_deref().unwrap_or_default();
+    let name = WalName::from_str(text).map_err(|error| Error::usage(error.to_string()))?;
+    let server = source.server;
     if let Some(most) = args.peek {
-        for name in peek::names(&source, name, most)? {
+        for name in peek::names(source, name, most)? {
             app.out.line(name)?;
         }
         return Ok(Outcome::Done);

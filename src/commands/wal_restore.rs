@@ -14,17 +14,22 @@ use barmanfs_pg::wal_name::{SegmentName, WalName};
 use crate::background;
 use crate::cli::wal::FetchOptions;
 use crate::error::{Error, Outcome};
+use crate::signals::Interruption;
 use crate::wal_transfer::compression::Compression;
 use crate::wal_transfer::fetch::{Fetched, Fetching, Transit};
 use crate::wal_transfer::prefetch;
 use crate::wal_transfer::remote::Remote;
 use crate::wal_transfer::spool::{WalSpool, Wanted};
+use crate::wal_transfer::{PART, beside};
 
 /// The name of the spool beside the file that PostgreSQL asks for: in `pg_wal`, which no backup copies.
 const SPOOL: &str = ".barmanfs-spool";
 
 /// How long a segment that is on its way is waited for.
 const ON_ITS_WAY: Duration = Duration::from_secs(60);
+
+/// The code of a process that SIGTERM has ended. PostgreSQL takes no such code for the end of WAL.
+const ENDED: i32 = 143;
 
 /// How often it is looked for.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
@@ -102,6 +107,12 @@ impl Restoring<'_> {
                 None => Ok(Outcome::Done),
             };
         }
+        // PostgreSQL ends its restore_command with itself, perhaps for the last time.
+        let part = beside(&dest, PART);
+        let _watched = Interruption::watch(move || {
+            let _gone = std::fs::remove_file(&part);
+            std::process::exit(ENDED);
+        })?;
         match (name, spool) {
             (WalName::Segment(segment), Some(spool)) => self.with_spool(&spool, segment, &dest),
             _ => outcome(self.fetching.run(&name, &dest)?),
@@ -144,6 +155,10 @@ impl Restoring<'_> {
                 if let Err(error) = found {
                     tracing::warn!("Segment {segment} in the spool cannot be used: {error}");
                 }
+                // The first one of a recovery: the other process logs in at the same time.
+                if spool.wanted().is_none() {
+                    self.try_to_prefetch(spool, segment, dest);
+                }
                 match self.fetching.run(&WalName::Segment(segment), dest)? {
                     Fetched::Absent => return Ok(Outcome::Absent),
                     Fetched::File(size_bytes) => size_bytes
@@ -153,13 +168,17 @@ impl Restoring<'_> {
             }
         };
         // Whatever fails from here on, PostgreSQL has its segment.
-        let started = spool
-            .want(Wanted { segment, size })
-            .and_then(|()| self.start_prefetching(spool, segment, dest));
-        if let Err(error) = started {
+        if let Err(error) = spool.want(Wanted { segment, size }) {
             tracing::warn!("No WAL is fetched ahead: {error}");
         }
+        self.try_to_prefetch(spool, segment, dest);
         Ok(Outcome::Done)
+    }
+
+    fn try_to_prefetch(&self, spool: &WalSpool, segment: SegmentName, dest: &Path) {
+        if let Err(error) = self.start_prefetching(spool, segment, dest) {
+            tracing::warn!("No WAL is fetched ahead: {error}");
+        }
     }
 
     /// Starts the process that fills the spool, unless there is one.

@@ -61,7 +61,7 @@ impl Fetching {
     /// # Errors
     /// Everything but a file and its proven absence. The exit code is that of the other side where it has a meaning.
     pub(crate) fn run(&self, name: &WalName, dest: &Path) -> Result<Fetched, Error> {
-        let part = beside(dest, "part");
+        let part = beside(dest, super::PART);
         let fetched = self.fetch_into(name, &part);
         let placed = match fetched {
             Ok(Fetched::File(size_bytes)) => fs::rename(&part, dest)

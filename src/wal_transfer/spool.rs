@@ -82,7 +82,7 @@ impl WalSpool {
             };
             match fs::rename(&path, dest) {
                 Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
-                    let part = super::beside(dest, "part");
+                    let part = super::beside(dest, super::PART);
                     fs::copy(&path, &part)?;
                     fs::rename(&part, dest)?;
                     fs::remove_file(&path)?;
@@ -104,14 +104,43 @@ impl WalSpool {
         self.directory.join(format!("{name}{PART}"))
     }
 
-    /// Adds a segment that was fetched to its part.
+    /// Adds a segment that was fetched to its part, and has this hash.
     ///
     /// # Errors
-    /// When it cannot be read or renamed.
-    pub(crate) fn add(&self, name: SegmentName) -> io::Result<()> {
-        let part = self.part(name);
-        let hash = hash_of(&part)?;
-        fs::rename(&part, self.directory.join(format!("{name}.{hash}")))
+    /// When it cannot be renamed.
+    pub(crate) fn add(&self, name: SegmentName, hash: &str) -> io::Result<()> {
+        fs::rename(self.part(name), self.directory.join(format!("{name}.{hash}")))
+    }
+
+    /// The hash of what is in a part.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub(crate) fn hash_of_part(&self, name: SegmentName) -> io::Result<String> {
+        hash_of(&self.part(name))
+    }
+
+    /// Whether it is still there: a copy may be removed while its spool is filled.
+    pub(crate) fn exists(&self) -> bool {
+        self.directory.is_dir()
+    }
+
+    /// Removes what a process that was killed has left: nobody fetches that now.
+    ///
+    /// # Errors
+    /// When the directory cannot be read, or a file not be removed.
+    pub(crate) fn clear_parts(&self) -> io::Result<()> {
+        for entry in fs::read_dir(&self.directory)? {
+            let entry = entry?;
+            if entry
+                .file_name()
+                .to_str()
+                .is_some_and(|name| name.ends_with(PART))
+            {
+                fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(())
     }
 
     /// Notes what PostgreSQL got last.
@@ -208,7 +237,8 @@ mod tests {
     fn filled(directory: &Path, content: u8) -> WalSpool {
         let spool = WalSpool::open(directory, &remote("main"), false).unwrap();
         fs::write(spool.part(segment(1)), vec![content; SIZE as usize]).unwrap();
-        spool.add(segment(1)).unwrap();
+        let hash = spool.hash_of_part(segment(1)).unwrap();
+        spool.add(segment(1), &hash).unwrap();
         spool
     }
 
@@ -260,6 +290,19 @@ mod tests {
         spool.clear(|segment| segment > wanted.segment).unwrap();
         assert!(!spool.has(segment(1)));
         assert_eq!(spool.wanted(), Some(wanted));
+    }
+
+    #[test]
+    fn what_a_killed_process_was_fetching_is_not_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let spool = filled(directory.path(), 7);
+        fs::write(spool.part(segment(2)), b"x").unwrap();
+        let held = spool.lock().unwrap();
+        assert!(spool.is_fetching(segment(2)));
+        drop(held);
+        assert!(!spool.is_fetching(segment(2)));
+        spool.clear_parts().unwrap();
+        assert!(!spool.part(segment(2)).exists() && spool.has(segment(1)) && spool.exists());
     }
 
     #[test]

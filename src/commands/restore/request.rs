@@ -16,6 +16,9 @@ use crate::output::printable;
 /// PostgreSQL 13 cuts a command at MAXPGPATH after it has replaced `%f` and `%p`.
 const MAX_COMMAND_BYTES: usize = 1023 - 6 * 32;
 
+/// Segments that a copy on another host fetches ahead.
+const FETCHED_AHEAD: u8 = 4;
+
 /// Barman's word for the newest backup that leads to the target.
 pub(crate) const AUTO: &str = "auto";
 
@@ -149,7 +152,7 @@ pub(crate) fn remote_restore_command(
     if let Some(port) = args.recovery_option_port {
         line += &format!(" --port {port}");
     }
-    line += &format!(" {host} {} ", args.server);
+    line += &format!(" -p {FETCHED_AHEAD} {host} {} ", args.server);
     bounded(format!("{}%f %p", line.replace('%', "%%")))
 }
 

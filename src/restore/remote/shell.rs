@@ -18,7 +18,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use barmanfs_store::sync::lock;
-pub(in crate::restore) use patience::{BEAT_EVERY, SILENCE, is_ready};
+pub(in crate::restore) use patience::{BEAT_EVERY, SILENCE};
 use patience::{Heard, Listener, Patience, Patient};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 

@@ -11,10 +11,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::PollFlags;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::error::Error;
+use crate::readiness::is_ready;
 
 /// Bytes that are kept of what a command says about its failure.
 const ERROR_BYTES: usize = 4 << 10;
@@ -157,23 +158,6 @@ impl Listener {
         // It can be read when the process has ended.
         if !is_ready(process, PollFlags::IN, TO_END) {
             let _ = pidfd_send_signal(process, Signal::KILL);
-        }
-    }
-}
-
-/// Waits until something can be read or written.
-pub(in crate::restore) fn is_ready(file: &impl AsFd, what: PollFlags, limit: Duration) -> bool {
-    let until = Instant::now() + limit;
-    loop {
-        let left = until.saturating_duration_since(Instant::now());
-        let Ok(left) = Timespec::try_from(left) else {
-            return true;
-        };
-        match poll(&mut [PollFd::new(file, what)], Some(&left)) {
-            Ok(count) => return count > 0,
-            Err(rustix::io::Errno::INTR) => {}
-            // Reading or writing says what is wrong.
-            Err(_) => return true,
         }
     }
 }
