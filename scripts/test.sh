@@ -124,12 +124,14 @@ have openssl || install_packages openssl   # makes certificates for the tests of
 have sshd || [ -x /usr/sbin/sshd ] || install_packages openssh-server # the other host of remote restores
 have ip || [ -x /usr/sbin/ip ] || install_packages iproute2           # the cable to another host, which a test pulls
 have faketime || install_packages faketime # puts the program's clock forward
+have rsync || install_packages rsync       # Barman copies with it
+have gpg || install_packages gpg gpg-agent # and encrypts with it
 have promtool || get_promtool || warn "Without promtool, a test does not look at the names of metrics"
-# WAL is exchanged with it.
+# WAL is exchanged with it, and its homes are imported.
 if barman=$(python_with barman barman); then
     export BARMANFS_TEST_BARMAN=${barman%/bin/python}
 else
-    warn "Without Barman, a test does not exchange WAL with it"
+    warn "Without Barman, tests neither exchange WAL with it nor import what it has"
 fi
 # Repositories that it makes are imported.
 if BARMANFS_TEST_PGBACKREST=$(get_pgbackrest); then

@@ -210,6 +210,20 @@ impl Config {
         Err(ConfigError::NotFound(looked_for.collect()))
     }
 
+    /// Reads a configuration of Barman that nobody has prepared for barmanfs: it names no repository.
+    pub(crate) fn load_barmans(file: &Path, home: Option<&Path>) -> Result<Self, ConfigError> {
+        let bytes = std::fs::read(file).map_err(|source| ConfigError::Read {
+            file: file.to_owned(),
+            source,
+        })?;
+        let main = Candidate {
+            is_barmans_place: true,
+            path: file.to_owned(),
+        };
+        let files = Files::read(&main, &bytes, home);
+        Reader::new(&files).without_need_of_repository().read()
+    }
+
     /// Parses the bytes of a main file, and reads the files that belong to it.
     fn parse(
         main: &Candidate,

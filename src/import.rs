@@ -9,12 +9,17 @@
 //! taken is named ([`LeftOut`]) and stops nothing behind it.
 
 pub(crate) mod backups;
+pub(crate) mod barman;
 mod directory;
+pub(crate) mod gpg;
 mod intake;
 mod manifest;
+mod members;
 pub(crate) mod passphrase;
 pub(crate) mod pg_basebackup;
 pub(crate) mod pgbackrest;
+mod piped;
+pub(crate) mod plain;
 pub(crate) mod wal;
 
 use std::io::{self, Read};

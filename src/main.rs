@@ -21,7 +21,6 @@ mod forks;
 mod fstab;
 mod health;
 mod hooks;
-#[expect(dead_code, reason = "other sources use what the first one does not")]
 mod import;
 mod incoming;
 mod instance;

@@ -36,6 +36,7 @@ mod hooks;
 mod hostile;
 mod hosts;
 mod import;
+mod import_barman;
 mod import_pgbackrest;
 mod incremental;
 mod json_shape;
@@ -101,6 +102,7 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("incremental", incremental::TESTS),
     ("import", import::TESTS),
     ("import_pgbackrest", import_pgbackrest::TESTS),
+    ("import_barman", import_barman::TESTS),
     ("cron", cron::TESTS),
     ("year", year::TESTS),
     ("hooks", hooks::TESTS),

@@ -15,7 +15,10 @@ Exit code 3: something could not be taken, and is named.
 Examples:
   barmanfs import main --pg-basebackup /srv/base-2026-11-28 --dry-run
   barmanfs import main --pg-basebackup /srv/full --pg-basebackup /srv/incremental
-  barmanfs import main --pgbackrest /var/lib/pgbackrest --stanza main --cipher-passphrase-file /etc/pgbackrest.pass";
+  barmanfs import main --pgbackrest /var/lib/pgbackrest --stanza main --cipher-passphrase-file /etc/pgbackrest.pass
+  barmanfs import main --barman-home /var/lib/barman --dry-run
+  barmanfs import main --barman-home /var/lib/barman --passphrase-command 'cat /etc/barman/passphrase'
+  barmanfs import main --barman-export backup-export-main-20261128T155501-20261129T080000-0123abcd.tar.gz";
 
 /// `import`
 #[derive(Debug, Args)]
@@ -26,6 +29,8 @@ pub(crate) struct ImportArgs {
     pub(crate) source: SourceArgs,
     #[command(flatten)]
     pub(crate) pgbackrest: PgBackRestArgs,
+    #[command(flatten)]
+    pub(crate) barman: BarmanArgs,
     /// Only this backup of the source, by its name there; may be repeated
     #[arg(long = "backup", value_name = "NAME")]
     pub(crate) backups: Vec<String>,
@@ -49,6 +54,15 @@ pub(crate) struct SourceArgs {
     /// The repository of a pgBackRest, as in repo1-path
     #[arg(long, value_name = "DIR", requires = "stanza")]
     pub(crate) pgbackrest: Option<PathBuf>,
+    /// The home of a Barman (`barman_home`), which may be running
+    #[arg(long, value_name = "DIR")]
+    pub(crate) barman_home: Option<PathBuf>,
+    /// A backup that `barman export-backup` has written
+    #[arg(long, value_name = "FILE")]
+    pub(crate) barman_export: Option<PathBuf>,
+    /// Take nothing: print the section for the server from this configuration of Barman, `/etc/barman.conf`
+    #[arg(long, value_name = "FILE")]
+    pub(crate) print_config: Option<PathBuf>,
 }
 
 /// What a repository of pgBackRest is read with.
@@ -68,4 +82,27 @@ pub(crate) struct PgBackRestArgs {
         conflicts_with = "cipher_passphrase_file"
     )]
     pub(crate) cipher_passphrase_command: Option<String>,
+}
+
+/// What reading a Barman's files may need.
+#[derive(Debug, Args)]
+pub(crate) struct BarmanArgs {
+    /// The server in the home or configuration, if it has another name there
+    #[arg(long = "from-server", value_name = "NAME", conflicts_with = "pg_basebackup")]
+    pub(crate) from_server: Option<String>,
+    /// A shell command that prints the passphrase for what is encrypted with gpg: Barman's `encryption_passphrase_command`
+    #[arg(long, value_name = "COMMAND")]
+    pub(crate) passphrase_command: Option<String>,
+    /// A shell command that decompresses WAL from its input to its output: Barman's `custom_decompression_filter`
+    #[arg(long, value_name = "COMMAND")]
+    pub(crate) custom_decompress: Option<String>,
+    /// The time zone of times that have none, as early releases of Barman wrote them: `Europe/Rome`; else that of this host
+    #[arg(long, value_name = "ZONE")]
+    pub(crate) time_zone: Option<String>,
+    /// Take backups, too, whose WAL is not complete there (WAITING_FOR_WALS)
+    #[arg(long, requires = "barman_home")]
+    pub(crate) include_waiting: bool,
+    /// Take the segment, too, that Barman was receiving last. Its receive-wal must be stopped
+    #[arg(long, requires = "barman_home")]
+    pub(crate) with_partial: bool,
 }

@@ -1,15 +1,23 @@
 //! `barmanfs import`.
 
+use std::path::Path;
+
 use barmanfs_catalog::{Backup, ServerName};
+use jiff::tz::TimeZone;
 
 use super::App;
 use super::backup::open_or_create;
-use crate::cli::import::ImportArgs;
+use crate::cli::import::{BarmanArgs, ImportArgs};
+use crate::config::Config;
 use crate::error::{Error, Outcome};
 use crate::import::backups::{Importer, Taken, present};
+use crate::import::barman::configuration;
+use crate::import::barman::{BarmanHome, Options, Tarball};
+use crate::import::gpg::Passphrase;
 use crate::import::passphrase;
 use crate::import::pg_basebackup::BaseBackups;
 use crate::import::pgbackrest::PgBackRest;
+use crate::import::plain::Plain;
 use crate::import::{ForeignBackup, LeftOut, Listing, Source, wal};
 use crate::output::{self, Output};
 use crate::report::import::{Import, ImportedBackup, NotTaken};
@@ -17,6 +25,9 @@ use crate::signals::Interruption;
 
 /// Runs the command.
 pub(crate) fn run(app: &mut App, args: &ImportArgs) -> Result<Outcome, Error> {
+    if let Some(file) = &args.source.print_config {
+        return print_config(app, args, file);
+    }
     let server = server(app, &args.server)?;
     let mut source = open(args)?;
     let Listing { backups, left_out } = source.backups()?;
@@ -75,6 +86,17 @@ fn take(
     chosen.iter().try_for_each(|backup| importer.keep(backup))
 }
 
+/// Prints the section for the server that Barman's configuration gives.
+fn print_config(app: &mut App, args: &ImportArgs, file: &Path) -> Result<Outcome, Error> {
+    let home = std::env::var_os("HOME");
+    let barmans = Config::load_barmans(file, home.as_deref().map(Path::new))?;
+    let from = args.barman.from_server.as_deref().unwrap_or(&args.server);
+    for line in configuration::section(&barmans, from, &args.server)? {
+        app.out.line(line)?;
+    }
+    Ok(Outcome::Done)
+}
+
 /// The server, which need not be configured yet.
 fn server(app: &App, name: &str) -> Result<ServerName, Error> {
     if let Some(server) = app.config.server(name) {
@@ -89,7 +111,19 @@ fn server(app: &App, name: &str) -> Result<ServerName, Error> {
 }
 
 fn open(args: &ImportArgs) -> Result<Box<dyn Source>, Error> {
-    let (source, options) = (&args.source, &args.pgbackrest);
+    let source = &args.source;
+    if let Some(home) = &source.barman_home {
+        let name = args.barman.from_server.as_deref();
+        let home = BarmanHome::open(home, (name, &args.server), barman_options(&args.barman)?)?;
+        return Ok(Box::new(home));
+    }
+    if let Some(file) = &source.barman_export {
+        return Ok(Box::new(Tarball::new(
+            file.clone(),
+            barman_options(&args.barman)?,
+        )));
+    }
+    let options = &args.pgbackrest;
     let Some((repository, stanza)) = source.pgbackrest.clone().zip(options.stanza.clone()) else {
         return Ok(Box::new(BaseBackups::new(source.pg_basebackup.clone())));
     };
@@ -102,6 +136,24 @@ fn open(args: &ImportArgs) -> Result<Box<dyn Source>, Error> {
         (None, None) => None,
     };
     Ok(Box::new(PgBackRest::new(repository, stanza, passphrase)?))
+}
+
+fn barman_options(args: &BarmanArgs) -> Result<Options, Error> {
+    let passphrase = args.passphrase_command.as_deref();
+    let zone = match &args.time_zone {
+        None => TimeZone::system(),
+        Some(name) => TimeZone::get(name)
+            .map_err(|_| Error::usage(format!("{name} is no time zone like Europe/Rome or UTC")))?,
+    };
+    Ok(Options {
+        plain: Plain {
+            passphrase: passphrase.map(Passphrase::from_command).transpose()?,
+            custom_decompress: args.custom_decompress.clone(),
+        },
+        zone,
+        with_partial: args.with_partial,
+        with_waiting: args.include_waiting,
+    })
 }
 
 /// The backups with these names; all if there are none.

@@ -21,6 +21,8 @@ use super::{Config, ConfigError, Misnamed, Model, Secrets, ServerConfig, model};
 /// Converts sections into a [`Config`], and collects warnings.
 pub(super) struct Reader<'a> {
     files: &'a Files,
+    /// Whether a repository must be named.
+    needs_repository: bool,
     notices: Vec<Notice>,
     secrets: Secrets,
 }
@@ -29,8 +31,17 @@ impl<'a> Reader<'a> {
     pub(super) fn new(files: &'a Files) -> Self {
         Self {
             files,
+            needs_repository: true,
             notices: files.notices.clone(),
             secrets: Secrets::of(files),
+        }
+    }
+
+    /// Reads a configuration that need not name a repository.
+    pub(super) fn without_need_of_repository(self) -> Self {
+        Self {
+            needs_repository: false,
+            ..self
         }
     }
 
@@ -61,7 +72,7 @@ impl<'a> Reader<'a> {
                 .settings
                 .push(self.setting(&self.files.global, line, source, effect));
         }
-        if config.repository.as_os_str().is_empty() {
+        if self.needs_repository && config.repository.as_os_str().is_empty() {
             return Err(self.without_repository());
         }
         for section in &self.files.sections {

@@ -18,7 +18,7 @@ use super::values::given;
 use crate::postgres::Conninfo;
 
 /// What is shown instead of a value.
-pub(super) const HIDDEN: &str = "<hidden>";
+pub(crate) const HIDDEN: &str = "<hidden>";
 
 /// A shorter secret is part of many words by chance: it only hides a value that is equal.
 const SEARCHED_CHARS: usize = 4;

@@ -123,6 +123,7 @@ enum State {
 pub(crate) struct TarReader {
     archive: String,
     end_blocks: EndBlocks,
+    takes_root: bool,
     state: State,
     block: [u8; BLOCK_BYTES],
     block_filled: usize,
@@ -139,6 +140,7 @@ impl TarReader {
         Self {
             archive: archive.into(),
             end_blocks,
+            takes_root: false,
             state: State::Header,
             block: [0; BLOCK_BYTES],
             block_filled: 0,
@@ -146,6 +148,14 @@ impl TarReader {
             member: String::new(),
             extensions: Extensions::default(),
             extension: Vec::new(),
+        }
+    }
+
+    /// Takes a member for the directory itself, `./`, whose path is empty. PostgreSQL sends none; other tools do.
+    pub(crate) fn with_root(self) -> Self {
+        Self {
+            takes_root: true,
+            ..self
         }
     }
 
@@ -254,7 +264,7 @@ impl TarReader {
         let member = String::from_utf8_lossy(shown.get(..100).unwrap_or(shown))
             .escape_debug()
             .to_string();
-        let read = header.read(&mut self.extensions);
+        let read = header.read(&mut self.extensions, self.takes_root);
         self.member = member;
         match read.map_err(|reason| self.error(block_offset, reason))? {
             Member::Entry(entry) => {

@@ -5,6 +5,7 @@
 //! do on a database host. Mounts made by that user are closed to root, so everything that reads a mount is a command
 //! too (`Site::sh`), not a call of this process.
 
+pub(crate) mod barman;
 pub(crate) mod clock;
 pub(crate) mod committer;
 pub(crate) mod disk;

@@ -43,7 +43,7 @@ impl<'a> Header<'a> {
     }
 
     /// Reads and checks all fields, including the extended ones.
-    pub(super) fn read(&self, extensions: &mut Extensions) -> Result<Member, String> {
+    pub(super) fn read(&self, extensions: &mut Extensions, takes_root: bool) -> Result<Member, String> {
         self.check_sum()?;
         let magic = self.field(field::MAGIC);
         if magic != POSIX_MAGIC && magic != GNU_MAGIC {
@@ -57,15 +57,21 @@ impl<'a> Header<'a> {
                     false => Err(format!("an extended header of {size_bytes} bytes is absurd")),
                 }
             }
-            None => self.entry(&extensions.of_member()?).map(Member::Entry),
+            None => self
+                .entry(&extensions.of_member()?, takes_root)
+                .map(Member::Entry),
         }
     }
 
-    fn entry(&self, extended: &Extended) -> Result<TarEntry, String> {
+    fn entry(&self, extended: &Extended, takes_root: bool) -> Result<TarEntry, String> {
         let kind = self.kind()?;
-        let path = match &extended.path {
-            Some(path) => relative_path(path)?,
-            None => relative_path(&self.name()?)?,
+        let name = match &extended.path {
+            Some(path) => path.clone(),
+            None => self.name()?,
+        };
+        let path = match name.as_slice() {
+            b"./" | b"." if takes_root && kind == TarKind::Directory => Vec::new(),
+            name => relative_path(name)?,
         };
         let size_bytes = match extended.size {
             Some(size_bytes) => size_bytes,

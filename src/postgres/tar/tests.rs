@@ -141,7 +141,7 @@ fn sizes_past_octal_are_read_in_base_256() {
 }
 
 fn entry(block: &[u8; 512]) -> Result<TarEntry, String> {
-    match Header(block).read(&mut Extensions::default())? {
+    match Header(block).read(&mut Extensions::default(), false)? {
         Member::Entry(entry) => Ok(entry),
         Member::Extension(kind, _) => Err(format!("{kind:?}")),
     }

@@ -1,0 +1,172 @@
+//! A backup in archives of tar: what `pg_basebackup` writes, compressed and encrypted as Barman was told, and the parts that
+//! Barman puts into a cloud.
+
+use std::fs;
+use std::path::Path;
+
+use barmanfs_store::{Attributes, open_regular};
+
+use super::gathered::Gathered;
+use super::listing::{ArchiveFile, Found};
+use super::tree::has_manifest;
+use crate::error::Error;
+use crate::import::directory::{attributes, cannot_read};
+use crate::import::members::Members;
+use crate::import::plain::Plain;
+use crate::import::{Arrived, Intake, Manifest, Part};
+use crate::postgres::{Archive, TarEntry, TarKind};
+
+/// Stores what the archives hold.
+pub(super) fn read(
+    found: &Found,
+    files: &[ArchiveFile],
+    plain: &Plain,
+    intake: &mut Intake<'_>,
+) -> Result<Arrived, Error> {
+    let place = files
+        .first()
+        .and_then(|file| file.path.parent())
+        .unwrap_or(&found.place);
+    let root = fs::symlink_metadata(place).map_err(|error| cannot_read(place, &error))?;
+    let root = Attributes {
+        // Not those of the directory that the archives lie in: others may look into that.
+        mode: Intake::root_mode(),
+        ..attributes(&root)
+    };
+    check_tablespaces(found, files)?;
+    let mut gathered = Gathered::new(&found.info);
+    match found.info.mode.as_deref() {
+        Some("postgres") => {
+            for file in files {
+                let mut content = open(&file.path, plain)?;
+                intake.archive(Part::Files(archive(file)), &shown(&file.path), &mut content)?;
+            }
+            let manifest = open_manifest(found, place)?;
+            // PostgreSQL sends whole data directories: nothing is added.
+            Ok(gathered.arrived(root, manifest))
+        }
+        _ => {
+            let mut known = None;
+            for file in files {
+                if let (Some(oid), 0) = (file.name.tablespace, file.name.part) {
+                    intake.directory(format!("pg_tblspc/{oid}").as_bytes(), root)?;
+                }
+                known = read_part(file, plain, &mut gathered, intake)?.or(known);
+            }
+            gathered.finish(intake, known.unwrap_or(root), Manifest::Made)
+        }
+    }
+}
+
+fn archive(file: &ArchiveFile) -> Archive {
+    file.name.tablespace.map_or(Archive::Main, Archive::Tablespace)
+}
+
+fn shown(path: &Path) -> String {
+    path.file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned()
+}
+
+fn open(path: &Path, plain: &Plain) -> Result<Box<dyn std::io::Read>, Error> {
+    let file = open_regular(path).map_err(|error| cannot_read(path, &error))?;
+    plain.of(file).map_err(|error| cannot_read(path, &error))
+}
+
+/// Each tablespace has its archive, and no archive is of another one.
+fn check_tablespaces(found: &Found, files: &[ArchiveFile]) -> Result<(), Error> {
+    let known: Vec<u32> = found
+        .info
+        .tablespaces
+        .iter()
+        .map(|tablespace| tablespace.oid)
+        .collect();
+    let there: Vec<u32> = files.iter().filter_map(|file| file.name.tablespace).collect();
+    if let Some(missing) = known.iter().find(|oid| !there.contains(oid)) {
+        return Err(Error::failed(format!(
+            "its archive of tablespace {missing} is missing"
+        )));
+    }
+    match there.iter().find(|oid| !known.contains(oid)) {
+        Some(unknown) => Err(Error::failed(format!(
+            "it has an archive of tablespace {unknown}, which its backup.info does not list"
+        ))),
+        None => Ok(()),
+    }
+}
+
+fn open_manifest(found: &Found, place: &Path) -> Result<Manifest, Error> {
+    let path = place.join("backup_manifest");
+    match open_regular(&path) {
+        Ok(file) => Ok(Manifest::Given(Box::new(file))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && !has_manifest(&found.info) => {
+            Ok(Manifest::Made)
+        }
+        Err(error) => Err(cannot_read(&path, &error)),
+    }
+}
+
+/// Stores a part of a cloud's layout, whose members are files like those of rsync. Returns the attributes of the data directory,
+/// if they are in it.
+fn read_part(
+    file: &ArchiveFile,
+    plain: &Plain,
+    gathered: &mut Gathered<'_>,
+    intake: &mut Intake<'_>,
+) -> Result<Option<Attributes>, Error> {
+    let mut root = None;
+    let prefix = file
+        .name
+        .tablespace
+        .map_or_else(Vec::new, |oid| format!("pg_tblspc/{oid}/").into_bytes());
+    let mut members = Members::new(&shown(&file.path), open(&file.path, plain)?);
+    while let Some(entry) = members.next_member()? {
+        if entry.path.is_empty() {
+            let is_of_data = file.name.tablespace.is_none();
+            root = root.or(is_of_data.then(|| attributes_of(&entry)));
+            continue;
+        }
+        let path = [prefix.as_slice(), &entry.path].concat();
+        store_member(&path, &entry, &mut members, gathered, intake)?;
+    }
+    Ok(root)
+}
+
+/// Stores a member of an archive at a path of the backup.
+pub(super) fn store_member(
+    path: &[u8],
+    entry: &TarEntry,
+    content: &mut dyn std::io::Read,
+    gathered: &mut Gathered<'_>,
+    intake: &mut Intake<'_>,
+) -> Result<(), Error> {
+    match entry.kind {
+        TarKind::Symlink => Ok(()),
+        TarKind::Directory => {
+            gathered.note(path);
+            intake.directory(path, attributes_of(entry))
+        }
+        TarKind::File if matches!(path, b"backup_manifest" | b"postmaster.pid" | b"postmaster.opts") => {
+            Ok(())
+        }
+        TarKind::File => match gathered.outside(path) {
+            Some(outside) => gathered.configuration_file(outside, attributes_of(entry), content),
+            None => {
+                gathered.note(path);
+                intake.file(path, attributes_of(entry), entry.size_bytes, content)
+            }
+        },
+    }
+}
+
+/// Owner, permissions and time of a member.
+pub(super) fn attributes_of(entry: &TarEntry) -> Attributes {
+    Attributes {
+        mode: entry.mode,
+        uid: entry.uid,
+        gid: entry.gid,
+        mtime_s: entry.mtime_s,
+        mtime_ns: entry.mtime_ns,
+    }
+}

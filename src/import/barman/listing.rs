@@ -1,0 +1,345 @@
+//! Which backups a server has in a home, and which of them can be taken.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use barmanfs_catalog::KeepTarget;
+use barmanfs_foreign::barman::backup_info::{self, BackupInfo, Moment, Status};
+use barmanfs_foreign::barman::identity::{self, Identity};
+use barmanfs_foreign::barman::names::{BackupId, KeepMark, MetaKind, MetaName, TarName};
+use barmanfs_pg::SystemId;
+use jiff::tz::TimeZone;
+
+use super::Options;
+use crate::error::Error;
+use crate::import::directory::{cannot_read, read_small};
+use crate::import::{ForeignBackup, LeftOut};
+
+/// The tool, in the record of a backup. Its version is nowhere in a home.
+pub(super) const TOOL: &str = "Barman";
+
+/// More than a keep mark ever has.
+const KEEP_BYTES: u64 = 64;
+
+/// A backup that can be taken.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) backup: ForeignBackup,
+    pub(super) info: BackupInfo,
+    /// `base/<ID>`
+    pub(super) place: PathBuf,
+    pub(super) layout: Layout,
+}
+
+/// How a backup's files lie there.
+#[derive(Debug)]
+pub(super) enum Layout {
+    /// As they were on the server.
+    Tree {
+        /// The data directory.
+        data: PathBuf,
+        /// Where the tablespaces are, each by its OID.
+        tablespaces: PathBuf,
+    },
+    /// In archives of tar, in the order of their parts.
+    Archives(Vec<ArchiveFile>),
+}
+
+/// An archive of tar.
+#[derive(Debug, Clone)]
+pub(super) struct ArchiveFile {
+    pub(super) name: TarName,
+    pub(super) path: PathBuf,
+}
+
+/// The names of the servers in a home.
+pub(super) fn servers(home: &Path) -> Result<Vec<String>, Error> {
+    let is_server = |place: &Path| {
+        let has = |name: &str| place.join(name).is_dir();
+        has("base") && (has("wals") || has("meta"))
+    };
+    let mut names =
+        names_in(home)?.ok_or_else(|| Error::usage(format!("{} does not exist", home.display())))?;
+    names.retain(|name| is_server(&home.join(name)));
+    Ok(names)
+}
+
+/// The names in a directory that are UTF-8, as all are that Barman makes, sorted; `None` if it does not exist.
+pub(super) fn names_in(place: &Path) -> Result<Option<Vec<String>>, Error> {
+    let entries = match fs::read_dir(place) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        entries => entries.map_err(|error| cannot_read(place, &error))?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(|error| cannot_read(place, &error))?;
+        names.extend(entry.file_name().into_string().ok());
+    }
+    names.sort_unstable();
+    Ok(Some(names))
+}
+
+/// The server's backups, parents before their children, and what is left out.
+pub(super) fn list(place: &Path, options: &Options) -> Result<(Vec<Found>, Vec<LeftOut>), Error> {
+    let identity = read_small(&place.join("identity.json"), identity::LONGEST_BYTES as u64)?;
+    let identity = identity.map(|bytes| Identity::parse(&bytes)).transpose();
+    let identity = identity.map_err(|error| Error::failed(format!("{}: {error}", place.display())))?;
+    let reader = Reader {
+        place,
+        options,
+        system_id: identity.map(|identity| identity.system_id),
+        marks: marks(place)?,
+    };
+    let mut found: Vec<Found> = Vec::new();
+    let mut left_out = Vec::new();
+    for id in reader.ids()? {
+        match reader.describe(&id, &mut left_out) {
+            Ok(one) => found.push(one),
+            Err(why) => left_out.push(why),
+        }
+    }
+    found.sort_by(|one, other| {
+        let key = |found: &Found| (found.backup.begin_time, found.backup.id);
+        key(one).cmp(&key(other))
+    });
+    Ok((with_parents(found, &mut left_out), left_out))
+}
+
+/// Finds where the parents of incremental backups start. Those without a parent that can be taken are left out.
+fn with_parents(found: Vec<Found>, left_out: &mut Vec<LeftOut>) -> Vec<Found> {
+    let mut starts = BTreeMap::new();
+    let mut kept = Vec::new();
+    for mut one in found {
+        if let Some(parent) = &one.info.parent {
+            one.backup.parent_start = starts.get(parent.as_str()).copied();
+            if one.backup.parent_start.is_none() {
+                left_out.push(LeftOut::problem(
+                    &one.backup.name,
+                    format!("it builds on {parent}, which is not there or cannot be taken"),
+                ));
+                continue;
+            }
+        }
+        starts.insert(
+            one.backup.name.clone(),
+            (one.backup.start_lsn, one.backup.timeline),
+        );
+        kept.push(one);
+    }
+    kept
+}
+
+/// The files in `meta/`.
+fn marks(place: &Path) -> Result<BTreeSet<(BackupId, MetaKind)>, Error> {
+    let names = names_in(&place.join("meta"))?.unwrap_or_default();
+    let read = names.iter().filter_map(|name| MetaName::parse(name));
+    Ok(read.map(|name| (name.id, name.kind)).collect())
+}
+
+struct Reader<'a> {
+    place: &'a Path,
+    options: &'a Options,
+    system_id: Option<SystemId>,
+    marks: BTreeSet<(BackupId, MetaKind)>,
+}
+
+impl Reader<'_> {
+    /// All backups that have a description or a directory.
+    fn ids(&self) -> Result<BTreeSet<BackupId>, Error> {
+        let described = self.marks.iter().filter(|(_, kind)| *kind == MetaKind::Info);
+        let mut ids: BTreeSet<BackupId> = described.map(|(id, _)| id.clone()).collect();
+        let directories = names_in(&self.place.join("base"))?.unwrap_or_default();
+        ids.extend(directories.iter().filter_map(|name| name.parse().ok()));
+        Ok(ids)
+    }
+
+    fn meta(&self, id: &BackupId, kind: MetaKind, name: &str) -> Option<PathBuf> {
+        let has = self.marks.contains(&(id.clone(), kind));
+        has.then(|| self.place.join("meta").join(format!("{id}-{name}")))
+    }
+
+    /// What is known of a backup, or why it is left out.
+    fn describe(&self, id: &BackupId, left_out: &mut Vec<LeftOut>) -> Result<Found, LeftOut> {
+        let problem = |why: String| LeftOut::problem(id.as_str(), why);
+        if self.marks.contains(&(id.clone(), MetaKind::Deleted)) {
+            return Err(LeftOut::expected(id.as_str(), "Barman is deleting it"));
+        }
+        let place = self.place.join("base").join(id.as_str());
+        let info = self.info(id, &place)?;
+        match info.status {
+            Status::Done => {}
+            Status::WaitingForWals if self.options.with_waiting => {}
+            status => return Err(LeftOut::expected(id.as_str(), format!("its status is {status}"))),
+        }
+        if info.is_snapshot {
+            return Err(problem(
+                "its data is in snapshots of disks, not in the home".to_owned(),
+            ));
+        }
+        let layout = layout(&place).map_err(|error| problem(error.to_string()))?;
+        if let Layout::Archives(files) = &layout
+            && files.iter().any(|file| file.name.is_encrypted)
+            && self.options.plain.passphrase.is_none()
+        {
+            return Err(problem(
+                "it is encrypted, and there is no --passphrase-command".to_owned(),
+            ));
+        }
+        let mut backup = self.backup(id, &info).map_err(problem)?;
+        match self.keep(id, &place) {
+            Ok(keep) => backup.keep = keep,
+            Err(why) => left_out.push(LeftOut::problem(format!("keep mark of {id}"), why)),
+        }
+        Ok(Found {
+            backup,
+            info,
+            place,
+            layout,
+        })
+    }
+
+    fn info(&self, id: &BackupId, place: &Path) -> Result<BackupInfo, LeftOut> {
+        let path = self
+            .meta(id, MetaKind::Info, "backup.info")
+            .unwrap_or_else(|| place.join("backup.info"));
+        let problem = |why: String| LeftOut::problem(id.as_str(), why);
+        let bytes = read_small(&path, backup_info::LONGEST_BYTES as u64)
+            .map_err(|error| problem(error.to_string()))?;
+        match bytes {
+            Some(bytes) => {
+                BackupInfo::parse(&bytes).map_err(|error| problem(format!("{}: {error}", path.display())))
+            }
+            None if place.exists() => Err(problem("it has no backup.info".to_owned())),
+            None => Err(LeftOut::expected(id.as_str(), "Barman has deleted it meanwhile")),
+        }
+    }
+
+    fn keep(&self, id: &BackupId, place: &Path) -> Result<Option<KeepTarget>, String> {
+        let path = self
+            .meta(id, MetaKind::Keep, "keep")
+            .unwrap_or_else(|| place.join("annotations/keep"));
+        let content = read_small(&path, KEEP_BYTES).map_err(|error| error.to_string())?;
+        match content.map(|content| KeepMark::parse(&content)) {
+            None => Ok(None),
+            Some(Some(KeepMark::Full)) => Ok(Some(KeepTarget::Full)),
+            Some(Some(KeepMark::Standalone)) => Ok(Some(KeepTarget::Standalone)),
+            Some(None) => Err(format!("{} is neither full nor standalone", path.display())),
+        }
+    }
+
+    fn backup(&self, id: &BackupId, info: &BackupInfo) -> Result<ForeignBackup, String> {
+        let system_id = match (info.system_id, self.system_id) {
+            (Some(own), Some(of_all)) if own != of_all => {
+                return Err(format!(
+                    "it is of the cluster {own}, identity.json of the server says {of_all}"
+                ));
+            }
+            (own, of_all) => own.or(of_all),
+        };
+        foreign(id, info, system_id, &self.options.zone)
+    }
+}
+
+/// The backup that a description is of.
+pub(super) fn foreign(
+    id: &BackupId,
+    info: &BackupInfo,
+    system_id: Option<SystemId>,
+    zone: &TimeZone,
+) -> Result<ForeignBackup, String> {
+    let without = |key: &str| format!("its backup.info has no {key}");
+    let time = |moment: Option<Moment>, key: &str| {
+        moment
+            .and_then(|moment| moment.in_zone(zone))
+            .ok_or_else(|| without(key))
+    };
+    Ok(ForeignBackup {
+        name: id.to_string(),
+        tool: TOOL.to_owned(),
+        id: id.as_str().parse().map_err(|_| format!("{id} is no time"))?,
+        begin_time: time(info.begin_time, "begin_time")?,
+        end_time: time(info.end_time, "end_time")?,
+        start_lsn: info.begin_lsn.ok_or_else(|| without("begin_xlog"))?,
+        stop_lsn: info.end_lsn.ok_or_else(|| without("end_xlog"))?,
+        timeline: info.timeline.ok_or_else(|| without("timeline"))?,
+        system_id: system_id
+            .ok_or("neither its backup.info nor identity.json says of which cluster it is")?,
+        server_version: info.version.ok_or_else(|| without("version"))?,
+        segment_size: info.segment_size,
+        label: info.name.clone(),
+        keep: None,
+        parent_start: None,
+        size_bytes: info.size_bytes,
+    })
+}
+
+/// How the files lie in `base/<ID>`. Links are not followed: they lead out of the backup.
+fn layout(place: &Path) -> Result<Layout, Error> {
+    let is_directory = |path: &Path| match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        found => found
+            .map(|found| found.is_dir())
+            .map_err(|error| cannot_read(path, &error)),
+    };
+    if !is_directory(place)? {
+        return Err(Error::failed("its directory in base is missing, or is a link"));
+    }
+    let (data, early) = (place.join("data"), place.join("pgdata"));
+    if is_directory(&early)? {
+        return Ok(Layout::Tree {
+            tablespaces: early.join("pg_tblspc"),
+            data: early,
+        });
+    }
+    let has_data = is_directory(&data)?;
+    let archives = archives(if has_data { &data } else { place })?;
+    match (archives.is_empty(), has_data) {
+        (false, _) => Ok(Layout::Archives(archives)),
+        (true, true) => Ok(Layout::Tree {
+            data,
+            tablespaces: place.to_owned(),
+        }),
+        (true, false) => Err(Error::failed("it has neither a directory data nor archives")),
+    }
+}
+
+/// The archives in a directory: tablespaces first, as a server sends them.
+fn archives(place: &Path) -> Result<Vec<ArchiveFile>, Error> {
+    let names = names_in(place)?.unwrap_or_default();
+    let mut archives: Vec<ArchiveFile> = names
+        .iter()
+        .filter_map(|name| {
+            Some(ArchiveFile {
+                name: TarName::parse(name)?,
+                path: place.join(name),
+            })
+        })
+        .collect();
+    let key = |file: &ArchiveFile| {
+        (
+            file.name.tablespace.is_none(),
+            file.name.tablespace,
+            file.name.part,
+        )
+    };
+    archives.sort_by_key(key);
+    for pair in archives.windows(2) {
+        if let [one, other] = pair
+            && key(one) == key(other)
+        {
+            return Err(Error::failed(format!(
+                "{} and {} are the same archive twice",
+                one.path.display(),
+                other.path.display()
+            )));
+        }
+    }
+    match archives.last() {
+        Some(last) if last.name.tablespace.is_some() => {
+            Err(Error::failed("its archive of the data directory is missing"))
+        }
+        _ => Ok(archives),
+    }
+}
