@@ -140,6 +140,13 @@ else
     warn "Without a new pgBackRest, no repository of one is imported"
 fi
 have pgbackrest || install_packages pgbackrest # an old one, whose repositories are imported too
+# Its clusters live on a repository.
+have etcd || install_packages etcd-server
+if patroni=$(python_with patroni etcd:'patroni[etcd3]' psycopg:'psycopg[binary]'); then
+    export BARMANFS_TEST_PATRONI=${patroni%/bin/python}
+else
+    warn "Without Patroni, no cluster is made of a repository"
+fi
 need_space "$root" 4000
 need_space "${TMPDIR:-/tmp}" 3000
 if [ ${#wanted[@]} -gt 0 ]; then

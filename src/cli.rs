@@ -14,6 +14,7 @@ pub(crate) mod import;
 pub(crate) mod inspect;
 pub(crate) mod metrics;
 pub(crate) mod mount;
+pub(crate) mod patroni;
 pub(crate) mod quarantine;
 pub(crate) mod restore;
 pub(crate) mod retention;
@@ -61,7 +62,7 @@ const GROUPS: &[(&str, &[&str])] = &[
     ),
     (
         "Use a backup",
-        &["restore", "catchup", "mount", "umount", "clone"],
+        &["restore", "catchup", "patroni", "mount", "umount", "clone"],
     ),
     ("Move in and out", &["import", "export"]),
     (
@@ -274,6 +275,10 @@ pub(crate) enum Command {
     /// Update a standby that fell behind, or make one of a failed primary
     #[command(after_help = catchup::CATCHUP_HELP)]
     Catchup(Box<catchup::CatchupArgs>),
+
+    /// Make members of a Patroni cluster; for its configuration
+    #[command(subcommand, after_help = patroni::PATRONI_HELP)]
+    Patroni(patroni::PatroniCommand),
 
     /// Write for a restore of another host, which speaks to this through standard input and output
     #[command(hide = true)]
@@ -523,6 +528,7 @@ mod tests {
         Use a backup:
           restore             Write a data directory that recovers to any point in time
           catchup             Update a standby that fell behind, or make one of a failed primary
+          patroni             Make members of a Patroni cluster; for its configuration
           mount               Show all backups and WAL as directories
           umount              Unmount a mounted directory
           clone               Make writable copies of backups at once, and run PostgreSQL on them

@@ -175,6 +175,7 @@ impl App {
             Command::History(args) => history::run(self, &args),
             Command::Restore(args) => restore::run(self, &args),
             Command::Catchup(args) => restore::catch_up(self, &args),
+            Command::Patroni(command) => restore::patroni(self, &command),
             Command::Mount(args) => mount::run(self, args),
             Command::Umount(args) => umount::run(&args),
             Command::Agent(args) => agent(&args),

@@ -50,6 +50,7 @@ mod mount_lifecycle;
 mod nobody_gets_in;
 mod odd_files;
 mod over_ssh;
+mod patroni;
 mod pitr;
 mod quarantine;
 mod readme;
@@ -91,6 +92,7 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("over_ssh", over_ssh::TESTS),
     ("wal_level", wal_level::TESTS),
     ("pitr", pitr::TESTS),
+    ("patroni", patroni::TESTS),
     ("restore", restore::TESTS),
     ("restore_options", restore_options::TESTS),
     ("catchup", catchup::TESTS),

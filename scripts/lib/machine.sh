@@ -74,20 +74,20 @@ need_build_and_mount_tools() {
     fi
 }
 
-# python_with DIRECTORY PACKAGE...: a Python environment below the cache directory, with these packages from PyPI, whose
-# modules have the same names. Prints the path of its python.
+# python_with DIRECTORY PACKAGE...: a Python environment below the cache directory, with these packages from PyPI. A module with
+# another name than its package is written before it: MODULE:PACKAGE. Prints the path of its python.
 python_with() {
     local cache directory work
     cache=$(cache_directory)
     directory=$cache/$1
     shift
-    if ! "$directory/bin/python" -c "import $(IFS=, && say "$*")" 2>/dev/null; then
+    if ! "$directory/bin/python" -c "import $(IFS=, && say "${*%%:*}")" 2>/dev/null; then
         # Debian's Python comes without the module that makes environments.
         python3 -c 'import ensurepip, venv' 2>/dev/null || install_packages python3 python3-venv >&2
         mkdir -p "$cache"
         work=$(mktemp -d "$directory.XXXXXX")
         # Renamed when it is complete, because another run may be making it too.
-        if ! python3 -m venv "$work" || ! "$work/bin/python" -m pip install -q --disable-pip-version-check "$@" >&2; then
+        if ! python3 -m venv "$work" || ! "$work/bin/python" -m pip install -q --disable-pip-version-check "${@#*:}" >&2; then
             rm -rf "$work"
             return 1
         fi

@@ -71,6 +71,7 @@ impl CatchupArgs {
             no_get_wal: false,
             restore_command: self.restore_command.clone(),
             same_timeline: false,
+            no_recovery: false,
             keep_origin: false,
             remote_ssh_command: None,
             recovery_option_port: None,

@@ -83,6 +83,9 @@ pub(crate) struct RestoreArgs {
     /// Stay on the timeline of the backup, as Barman does without a target; implies --no-get-wal
     #[arg(long, conflicts_with_all = ["get_wal", "standby_mode", "restore_command", "recovery_conf_filename", "target_time", "target_xid", "target_lsn", "target_name", "target_immediate"])]
     pub(crate) same_timeline: bool,
+    /// Write no settings for a recovery: DEST is as the server's was, for a program that writes them (Patroni, repmgr)
+    #[arg(long, conflicts_with_all = ["get_wal", "no_get_wal", "standby_mode", "restore_command", "recovery_conf_filename", "same_timeline", "keep_origin", "target_action"])]
+    pub(crate) no_recovery: bool,
     /// Also put postgresql.conf and postgresql.auto.conf into DEST as they are in the backup, as <name>.origin
     #[arg(long)]
     pub(crate) keep_origin: bool,
@@ -149,7 +152,7 @@ pub(crate) struct AgentArgs {
 }
 
 /// The target of a recovery.
-#[derive(Debug, Default, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub(crate) struct TargetArgs {
     /// Recover to a point in time; without a zone the server's is meant
     #[arg(long, value_name = "TIME")]

@@ -19,6 +19,7 @@ use serde_json::json;
 use super::App;
 use super::explain;
 use crate::cli::catchup::CatchupArgs;
+use crate::cli::patroni::PatroniCommand;
 use crate::cli::restore::RestoreArgs;
 use crate::config::ServerConfig;
 use crate::error::{Error, Outcome};
@@ -71,6 +72,11 @@ pub(crate) fn catch_up(app: &mut App, args: &CatchupArgs) -> Result<Outcome, Err
     carry_out(app, &args.restore(), Some(args.force))
 }
 
+/// Runs `patroni`: a restore that Patroni asks for.
+pub(crate) fn patroni(app: &mut App, command: &PatroniCommand) -> Result<Outcome, Error> {
+    carry_out(app, &command.restore()?, None)
+}
+
 /// Restores. `catchup` is whether a catch-up is forced, if it is one.
 fn carry_out(app: &mut App, args: &RestoreArgs, catchup: Option<bool>) -> Result<Outcome, Error> {
     refuse(args)?;
@@ -81,7 +87,10 @@ fn carry_out(app: &mut App, args: &RestoreArgs, catchup: Option<bool>) -> Result
         return Ok(Outcome::Unreachable);
     };
     let directory = resolved(args, &args.destination)?;
-    let command = restore_command(app, args, &choice)?;
+    let command = match args.no_recovery {
+        true => String::new(),
+        false => restore_command(app, args, &choice)?,
+    };
     let (own, relocations, caught_up) = match catchup {
         Some(is_forced) => {
             let is = CatchingUp::new(&repository, &directory, args, &mut choice, &command, is_forced)?;
@@ -107,6 +116,13 @@ fn carry_out(app: &mut App, args: &RestoreArgs, catchup: Option<bool>) -> Result
         ));
     }
     note_without_effect(args, &mut choice);
+    if args.no_recovery {
+        choice.notes.push(
+            "It has no settings for a recovery, and archives as the server does: let the program that asked for it write \
+             them before PostgreSQL is started"
+                .to_owned(),
+        );
+    }
     let configuration = configuration_target(args, &repository, &choice.backup)?;
     let ready = ready(args, &repository, view, relocations.clone(), options)?;
     let directory = ready.directory().to_owned();
@@ -183,7 +199,7 @@ fn ready(
         shell: RemoteShell::new(command)?,
         directory,
         configuration: args.restore_config.clone(),
-        fetches_wal: !args.is_self_contained() && args.restore_command.is_none(),
+        fetches_wal: !(args.is_self_contained() || args.no_recovery) && args.restore_command.is_none(),
     };
     let prepared = RemotePrepared::new(repository, view, place, &relocations, options)?;
     Ok(Ready::There(Box::new(prepared)))
@@ -345,6 +361,14 @@ fn open_view(
             backup.id
         )));
     }
+    let (server, id) = (backup.server.to_string(), backup.id.to_string());
+    if args.no_recovery {
+        let options = ViewOptions {
+            servers: Some(vec![backup.server.clone()]),
+            ..ViewOptions::default()
+        };
+        return ViewTree::open(repository, backup.clone(), options, &[&server, "raw", &id]);
+    }
     let mut files = vec![(DESCRIPTION.to_owned(), description(args, choice)?)];
     if args.keep_origin {
         files.extend(origin::files(repository, backup)?);
@@ -365,7 +389,6 @@ fn open_view(
         }),
         ..ViewOptions::default()
     };
-    let (server, id) = (backup.server.to_string(), backup.id.to_string());
     let target = spec.map(|spec| spec.to_string());
     let names = match &target {
         Some(target) => vec![server.as_str(), "pitr", target],
