@@ -478,6 +478,7 @@ mod tests {
         for sub in with_nested(&command()) {
             let after = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
             let examples = after.split("Examples:\n").nth(1).unwrap_or_default();
+            let examples = examples.replace("\\\n", "");
             for line in examples.lines() {
                 let line = line.split(" > ").next().unwrap_or_default();
                 // The value of a setting is quoted as a whole.
