@@ -120,12 +120,20 @@ impl<R: Read> Read for Members<R> {
 mod tests {
     use super::*;
 
+    fn header(mode: u32) -> tar::Header {
+        let mut header = tar::Header::new_ustar();
+        header.set_mode(mode);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
+        header
+    }
+
     fn archive(members: &[(&str, &[u8])]) -> Vec<u8> {
         let mut builder = tar::Builder::new(Vec::new());
         for (name, content) in members {
-            let mut header = tar::Header::new_ustar();
+            let mut header = header(0o600);
             header.set_size(content.len() as u64);
-            header.set_mode(0o600);
             builder.append_data(&mut header, name, *content).unwrap();
         }
         builder.into_inner().unwrap()
@@ -168,9 +176,8 @@ mod tests {
     #[test]
     fn the_directory_itself_may_be_a_member() {
         let mut builder = tar::Builder::new(Vec::new());
-        let mut header = tar::Header::new_ustar();
+        let mut header = header(0o750);
         header.set_entry_type(tar::EntryType::Directory);
-        header.set_mode(0o750);
         header.set_size(0);
         builder.append_data(&mut header, "./", &[][..]).unwrap();
         let bytes = builder.into_inner().unwrap();

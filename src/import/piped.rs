@@ -16,7 +16,8 @@ const TEXT_BYTES: u64 = 64 << 10;
 pub(crate) struct Piped {
     name: &'static str,
     child: Child,
-    output: ChildStdout,
+    /// `None` when nobody reads any more.
+    output: Option<ChildStdout>,
     errors: Option<JoinHandle<String>>,
     feeder: Option<JoinHandle<()>>,
     is_at_end: bool,
@@ -48,7 +49,7 @@ impl Piped {
         Ok(Self {
             name,
             child,
-            output,
+            output: Some(output),
             errors: Some(std::thread::spawn(move || last_line(errors))),
             feeder: Some(feeder),
             is_at_end: false,
@@ -77,7 +78,10 @@ impl Read for Piped {
         if self.is_at_end || buffer.is_empty() {
             return Ok(0);
         }
-        let length = self.output.read(buffer)?;
+        let Some(output) = &mut self.output else {
+            return Ok(0);
+        };
+        let length = output.read(buffer)?;
         if length == 0 {
             self.ended()?;
         }
@@ -87,6 +91,8 @@ impl Read for Piped {
 
 impl Drop for Piped {
     fn drop(&mut self) {
+        // What a shell has started lives on without it, and ends when its output has no reader. Until then the feeder waits.
+        self.output = None;
         if !self.is_at_end {
             // It may still wait for somebody to read: nobody does.
             let _ = self.child.kill();
