@@ -23,7 +23,9 @@ mod wal_source;
 
 use std::time::{Duration, Instant};
 
-use barmanfs_catalog::{Backup, BackupEnd, BackupId, BackupRun, BackupStatus, NewBackup, Repository};
+use barmanfs_catalog::{
+    Annotations, Backup, BackupEnd, BackupId, BackupRun, BackupStatus, NewBackup, Repository,
+};
 use barmanfs_store::RecordId;
 
 use crate::cluster::{ConfigurationPaths, ServerSettings, primary};
@@ -53,6 +55,8 @@ const BARMANS_NEW: &str = "EMPTY";
 pub(crate) struct BackupOptions {
     /// See `backup --label`.
     pub(crate) label: Option<String>,
+    /// See `backup --annotate`.
+    pub(crate) annotations: Annotations,
     /// See `backup --fast-checkpoint`; `None` leaves it to the configuration.
     pub(crate) fast_checkpoint: Option<bool>,
     /// See `backup --incremental`; `None` leaves it to the configuration.
@@ -219,6 +223,7 @@ impl Attempt<'_> {
             .repository
             .writer(&format!("backup of {name}"))?
             .begin_backup(name, new)?;
+        run.annotate(self.options.annotations.clone());
         let id = run.id();
         *begun = Some(id);
         let began = Instant::now();

@@ -234,7 +234,7 @@ pub(crate) enum Command {
     /// List the backups of a server, or of all
     #[command(
         alias = "list-backup",
-        after_help = "Examples:\n  barmanfs list-backups\n  barmanfs list-backups main\n  barmanfs list-backups all --json"
+        after_help = "Examples:\n  barmanfs list-backups\n  barmanfs list-backups main\n  barmanfs list-backups all --json\n  barmanfs list-backups main --annotation release=4.2"
     )]
     ListBackups(inspect::ListBackupsArgs),
 
@@ -493,6 +493,27 @@ mod tests {
                     assert!(parsed.is_ok(), "{line}: {}", parsed.unwrap_err());
                 }
             }
+        }
+    }
+
+    #[test]
+    fn every_command_for_users_of_wal_g_parses() {
+        let page = include_str!("../docs/walg.md");
+        let commands: Vec<&str> = page
+            .split('`')
+            .skip(1)
+            .step_by(2)
+            .filter(|text| text.starts_with("barmanfs ") && text.contains(" main"))
+            .collect();
+        assert!(commands.len() >= 30, "{commands:?}");
+        for line in commands {
+            let line = line.replace('\n', " ");
+            // A number stands for N.
+            let words = words(&line)
+                .into_iter()
+                .map(|word| if word == "N" { "3".to_owned() } else { word });
+            let parsed = command().try_get_matches_from(words);
+            assert!(parsed.is_ok(), "{line}: {}", parsed.unwrap_err());
         }
     }
 

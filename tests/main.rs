@@ -75,6 +75,7 @@ mod upgrade;
 mod wal_archive;
 mod wal_level;
 mod wal_recovery;
+mod walg;
 mod watching;
 mod year;
 
@@ -97,6 +98,7 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("restore_options", restore_options::TESTS),
     ("catchup", catchup::TESTS),
     ("export", export::TESTS),
+    ("walg", walg::TESTS),
     ("remote_restore", remote_restore::TESTS),
     ("receive_wal", receive_wal::TESTS),
     ("byte_for_byte", byte_for_byte::TESTS),

@@ -29,9 +29,9 @@ pub mod retention;
 mod upkeep;
 
 pub use archive::backup::{
-    Backup, BackupEnd, BackupKind, BackupRoot, BackupRun, BackupSelector, BackupStatus, BootCheck,
-    BootOutcome, BootTest, BootTestLock, ClonedFrom, ConfigurationFiles, DeletionGuard, Import, Imported,
-    NewBackup, ReadGuard, Reliability, Tablespace,
+    Annotation, Annotations, Backup, BackupEnd, BackupKind, BackupRoot, BackupRun, BackupSelector,
+    BackupStatus, BootCheck, BootOutcome, BootTest, BootTestLock, ClonedFrom, ConfigurationFiles,
+    DeletionGuard, Import, Imported, NewBackup, ReadGuard, Reliability, Tablespace,
 };
 pub use archive::clones::{CloneDescription, CloneDraft, CloneLock, CloneOrigin, ExtraFile};
 pub use archive::damage::KnownLoss;

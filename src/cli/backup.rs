@@ -2,10 +2,11 @@
 
 use std::str::FromStr;
 
-use barmanfs_catalog::{BackupName, BackupSelector};
+use barmanfs_catalog::{Annotation, BackupName, BackupSelector};
 use clap::{Args, ValueEnum};
 
 use super::JsonOption;
+use super::retention::KeptPart;
 use crate::config::Incremental;
 use crate::postgres::MAX_RATE_KIB;
 use crate::size;
@@ -22,6 +23,7 @@ Examples:
   barmanfs backup main
   barmanfs backup main --fast-checkpoint --name before_upgrade
   barmanfs backup main --incremental never
+  barmanfs backup main --annotate release=4.2 --annotate ticket=871 --keep standalone
   barmanfs backup all --max-rate 50M";
 
 /// `backup`
@@ -36,6 +38,12 @@ pub(crate) struct BackupArgs {
     /// The same, as a word that other commands take in the place of an id
     #[arg(long, value_name = "NAME", value_parser = BackupName::from_str, conflicts_with = "label")]
     pub(crate) name: Option<BackupName>,
+    /// Note something with the backup: shown in lists, and a way to find it; repeatable
+    #[arg(long, value_name = "KEY=VALUE", value_parser = Annotation::from_str)]
+    pub(crate) annotate: Vec<Annotation>,
+    /// Keep the backup whatever the policy says, as 'barmanfs keep --target' does
+    #[arg(long, value_name = "full|standalone", hide_possible_values = true)]
+    pub(crate) keep: Option<KeptPart>,
     /// Begin with a checkpoint at full speed instead of waiting for a spread one
     #[arg(long, alias = "immediate-checkpoint", overrides_with = "no_fast_checkpoint")]
     pub(crate) fast_checkpoint: bool,

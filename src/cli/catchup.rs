@@ -64,6 +64,7 @@ impl CatchupArgs {
             backup: "auto".to_owned(),
             destination: self.directory.clone(),
             watch: None,
+            annotation: Vec::new(),
             target: TargetArgs::default(),
             standby_mode: true,
             primary_conninfo: self.primary_conninfo.clone(),

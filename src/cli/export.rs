@@ -19,7 +19,7 @@ Examples:
   barmanfs export main latest /srv/handover --as barman
   barmanfs export main 20261120T101500 /srv/monday --as tar --compression zstd
   barmanfs export main latest /srv/data --as plain --tablespace-mapping fast:/srv/fast
-  barmanfs export main latest - --as tar --compression gzip | ssh db2 'tar -xzC /srv/data'
+  barmanfs export main latest - --as tar --compression gzip > /srv/main.tar.gz
   barmanfs export main all /var/lib/barman --as barman-home";
 
 /// A format of another program.

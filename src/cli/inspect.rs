@@ -1,7 +1,9 @@
 //! The command lines of the commands that show what is stored.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 
+use barmanfs_catalog::Annotation;
 use clap::{Args, ValueEnum};
 
 use super::JsonOption;
@@ -24,7 +26,8 @@ a gap: WAL that is missing, so that what follows cannot be recovered until the n
 
 Examples:
   barmanfs timeline main
-  barmanfs timeline main --json";
+  barmanfs timeline main --json
+  barmanfs timeline main --check > /dev/null || echo 'Something cannot be recovered'";
 
 /// Ends `barmanfs explain --help`.
 pub(super) const EXPLAIN_HELP: &str = "\
@@ -70,6 +73,9 @@ pub(crate) struct ListBackupsArgs {
     /// Print only the ids, the newest first
     #[arg(long)]
     pub(crate) minimal: bool,
+    /// Only backups with this annotation; repeatable
+    #[arg(long, value_name = "KEY=VALUE", value_parser = Annotation::from_str)]
+    pub(crate) annotation: Vec<Annotation>,
     /// Print JSON for programs instead of text
     #[command(flatten)]
     pub(crate) json: JsonOption,
@@ -124,6 +130,9 @@ pub(crate) struct ListFilesArgs {
 pub(crate) struct TimelineArgs {
     /// Server to draw
     pub(crate) server: String,
+    /// End with exit code 3 when something cannot be recovered
+    #[arg(long)]
+    pub(crate) check: bool,
     /// Print JSON for programs instead of text
     #[command(flatten)]
     pub(crate) json: JsonOption,

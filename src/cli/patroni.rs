@@ -138,6 +138,7 @@ impl MemberArgs {
             backup: backup.to_owned(),
             destination: self.datadir.clone(),
             watch: None,
+            annotation: Vec::new(),
             target,
             standby_mode: false,
             primary_conninfo: None,

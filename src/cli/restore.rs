@@ -1,8 +1,9 @@
 //! The command line of `barmanfs restore`. Names are Barman's.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 
-use barmanfs_catalog::{Action, TimelineChoice};
+use barmanfs_catalog::{Action, Annotation, TimelineChoice};
 use clap::Args;
 
 use super::JsonOption;
@@ -20,6 +21,7 @@ DEST before all of it is on disk; the same command continues a restore that was 
 Examples:
   barmanfs restore main auto /var/lib/postgresql/restored
   barmanfs restore main latest /srv/restored --target-immediate
+  barmanfs restore main latest /srv/restored --annotation release=4.2 --target-immediate
   barmanfs restore main auto /srv/restored --target-time '2026-11-20 14:03:07+00' --target-action pause
   barmanfs restore main auto /srv/restored --target-name before_migration --no-get-wal
   barmanfs restore main 20261120T101500 /srv/restored --tablespace fast:/srv/fast -j 4
@@ -62,6 +64,9 @@ pub(crate) struct RestoreArgs {
     /// --json, how far it is now
     #[arg(long, value_name = "DIR", conflicts_with = "server")]
     pub(crate) watch: Option<PathBuf>,
+    /// From a backup with this annotation; BACKUP is 'auto', or 'latest' for the newest one; repeatable
+    #[arg(long, value_name = "KEY=VALUE", value_parser = Annotation::from_str)]
+    pub(crate) annotation: Vec<Annotation>,
     /// How far to recover.
     #[command(flatten)]
     pub(crate) target: TargetArgs,

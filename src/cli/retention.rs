@@ -1,5 +1,6 @@
 //! The command lines of `retention` and `keep`.
 
+use barmanfs_catalog::KeepTarget;
 use clap::{ArgGroup, Args, ValueEnum};
 
 use super::JsonOption;
@@ -57,6 +58,16 @@ pub(crate) enum KeptPart {
     Full,
     /// The backup and the WAL that it needs itself
     Standalone,
+}
+
+impl KeptPart {
+    /// The same for the catalog.
+    pub(crate) fn target(self) -> KeepTarget {
+        match self {
+            Self::Full => KeepTarget::Full,
+            Self::Standalone => KeepTarget::Standalone,
+        }
+    }
 }
 
 /// `keep`

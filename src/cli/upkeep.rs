@@ -25,7 +25,12 @@ its newest state, can be recovered from is only deleted with --force; minimum_re
 Examples:
   barmanfs delete main oldest --dry-run
   barmanfs delete main oldest && barmanfs sweep
-  barmanfs delete main 20261101T020000 20261102T020000";
+  barmanfs delete main 20261101T020000 20261102T020000
+  barmanfs delete main --retain 7 --dry-run
+  barmanfs delete main --retain 3 --after '2026-11-01 00:00+00'
+  barmanfs delete main --before 20261101T020000
+  barmanfs delete main --target latest --dry-run
+  barmanfs delete main --all --force";
 
 /// Ends `barmanfs rebuild-catalog --help`.
 pub(super) const REBUILD_CATALOG_HELP: &str = "\
@@ -77,8 +82,24 @@ pub(crate) struct DeleteArgs {
     /// Server of the backups
     pub(crate) server: String,
     /// Ids or names of the backups, or latest, oldest, last-failed
-    #[arg(required = true, value_name = "BACKUP")]
+    #[arg(required_unless_present_any = ["retain", "before", "target", "all"], value_name = "BACKUP")]
     pub(crate) backups: Vec<String>,
+    /// All but the newest N that can be relied on, and those that somebody keeps; FULL and FIND_FULL change nothing,
+    /// because every backup is a full one
+    #[arg(long, value_name = "N", num_args = 1..=2, conflicts_with_all = ["backups", "before", "target", "all"])]
+    pub(crate) retain: Vec<String>,
+    /// With --retain: none that began after this backup or time, either
+    #[arg(long, value_name = "ID|TIME", requires = "retain")]
+    pub(crate) after: Option<String>,
+    /// All that began before this backup or time, except those that somebody keeps
+    #[arg(long, value_name = "ID|TIME", conflicts_with_all = ["backups", "target", "all"])]
+    pub(crate) before: Option<String>,
+    /// The same as to name the backup
+    #[arg(long, value_name = "BACKUP", conflicts_with_all = ["backups", "all"])]
+    pub(crate) target: Option<String>,
+    /// All backups of the server
+    #[arg(long, conflicts_with = "backups")]
+    pub(crate) all: bool,
     /// Delete a backup even when it is the last to recover from, or the newest state depends on it, or it is being read
     /// through a mount, or clones are based on it: they keep what they need
     #[arg(long)]

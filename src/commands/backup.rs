@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use barmanfs_catalog::{Backup, BackupStatus, Error as CatalogError, Repository};
+use barmanfs_catalog::{Annotations, Backup, BackupStatus, Error as CatalogError, Repository};
 
 use super::list_backups::{status_style, took};
 use super::show_backup::came_in_as;
@@ -10,6 +10,7 @@ use super::{App, init};
 use crate::backup::{self, BackupOptions, Stop};
 use crate::barman;
 use crate::cli::backup::BackupArgs;
+use crate::cli::retention::KeptPart;
 use crate::config::ServerConfig;
 use crate::error::{Error, Outcome};
 use crate::output;
@@ -29,7 +30,10 @@ pub(crate) fn run(app: &mut App, args: &BackupArgs) -> Result<Outcome, Error> {
     let repository = open_or_create(app)?;
     let stop = Stop::watch()?;
     let options = options(app, args);
-    let (backups, errors) = take_all(&repository, &servers, &options, &stop);
+    let (backups, mut errors) = take_all(&repository, &servers, &options, &stop);
+    if let Some(part) = args.keep {
+        errors.extend(keep(&repository, &backups, part).err());
+    }
     if app.options.format.is_some() && !app.options.quiet {
         barman::backups::taken(&mut app.out, &backups)?;
     } else if args.json.json {
@@ -66,6 +70,7 @@ fn options(app: &App, args: &BackupArgs) -> BackupOptions {
     }
     BackupOptions {
         label: name.or_else(|| args.label.clone()),
+        annotations: annotations(args),
         fast_checkpoint: match (args.fast_checkpoint, args.no_fast_checkpoint) {
             (false, false) => None,
             (fast, _) => Some(fast),
@@ -80,6 +85,30 @@ fn options(app: &App, args: &BackupArgs) -> BackupOptions {
 /// Whether the backup is complete with its WAL, and the server has not reported damage of its own pages.
 fn is_well(backup: &Backup) -> bool {
     backup.status == BackupStatus::Done && backup.checksum_failures.is_empty()
+}
+
+fn annotations(args: &BackupArgs) -> Annotations {
+    let annotations = args.annotate.iter().cloned();
+    annotations
+        .map(|annotation| (annotation.key, annotation.value))
+        .collect()
+}
+
+/// Keeps backups as `--keep` says. One that waits for its WAL cannot be kept yet.
+fn keep(repository: &Repository, backups: &[Backup], part: KeptPart) -> Result<(), Error> {
+    for backup in backups {
+        match backup.status {
+            BackupStatus::Done => repository.keep_backup(backup, part.target(), None, None)?,
+            status => tracing::warn!(
+                "Backup {} is {status} and not kept yet: run 'barmanfs keep {} {} --target {}' when it is DONE",
+                backup.id,
+                backup.server,
+                backup.id,
+                part.target()
+            ),
+        }
+    }
+    Ok(())
 }
 
 fn take_all(

@@ -1,11 +1,13 @@
 //! `barmanfs delete`.
 
+mod choice;
 mod guard;
 mod remains;
 
 use std::time::SystemTime;
 
-use barmanfs_catalog::{Backup, CloneName, Repository, ServerName};
+use barmanfs_catalog::{Backup, BackupId, CloneName, Repository, ServerName};
+use barmanfs_pg::TimestampMicros;
 
 use super::App;
 use crate::barman;
@@ -13,8 +15,10 @@ use crate::cli::upkeep::DeleteArgs;
 use crate::error::{Error, Outcome};
 use crate::health::Doubts;
 use crate::hooks::{Hook, Hooks, NEVER_STOPPED};
+use crate::moment;
 use crate::output::{self, Output};
 use crate::report::Deletion;
+use choice::Rule;
 
 /// Runs the command. All names are resolved first, so a misspelt name deletes nothing. If one of the backups must not
 /// be deleted, none is. Two concurrent commands decide one after the other, so that the second one sees the result of
@@ -44,7 +48,7 @@ pub(crate) fn run(app: &mut App, args: &DeleteArgs) -> Result<Outcome, Error> {
     };
     let backups = match approved {
         Some(approved) => approved,
-        None => named(app, &repository, &server, &args.backups)?,
+        None => asked(app, &repository, &server, args)?,
     };
     let (plan, refusal) = plan(app, &repository, &server, &backups, args)?;
     if args.dry_run {
@@ -52,6 +56,10 @@ pub(crate) fn run(app: &mut App, args: &DeleteArgs) -> Result<Outcome, Error> {
     }
     if let Some(error) = refusal {
         return Err(error);
+    }
+    if backups.is_empty() && !args.json.json {
+        app.out.line("No backup to delete")?;
+        return Ok(Outcome::Done);
     }
     let began = SystemTime::now().into();
     let mut deleted = Vec::new();
@@ -88,7 +96,7 @@ fn approved(
     hooks: &Hooks<'_>,
     args: &DeleteArgs,
 ) -> Result<Vec<Backup>, Error> {
-    let backups = named(app, repository, server, &args.backups)?;
+    let backups = asked(app, repository, server, args)?;
     if let (_, Some(error)) = plan(app, repository, server, &backups, args)? {
         return Err(error);
     }
@@ -115,6 +123,71 @@ fn say_deleted(app: &mut App, args: &DeleteArgs, backup: &Backup) -> Result<(), 
         "Deleted backup {} of server {}",
         backup.id, backup.server
     ))
+}
+
+/// The backups that the command line names, or a rule in it.
+fn asked(
+    app: &App,
+    repository: &Repository,
+    server: &ServerName,
+    args: &DeleteArgs,
+) -> Result<Vec<Backup>, Error> {
+    let moment = |text: &Option<String>| {
+        let moment = text.as_ref().map(|text| moment_of(app, repository, server, text));
+        moment.transpose()
+    };
+    let rule = match (args.retain.as_slice(), moment(&args.before)?) {
+        ([], None) if !args.all => {
+            let names: Vec<String> = args.backups.iter().chain(&args.target).cloned().collect();
+            return named(app, repository, server, &names);
+        }
+        ([], None) => Rule::All,
+        ([], Some(time)) => Rule::Before(time),
+        (words, _) => Rule::Retain {
+            count: retained(words)?,
+            after: moment(&args.after)?,
+        },
+    };
+    let all = repository.backups(server)?;
+    let kept = repository.keeps(&all, moment::now())?.into_keys().collect();
+    let doubts = Doubts::find(repository, &all)?;
+    Ok(choice::chosen(rule, &all, &kept, |id| doubts.concern(id)))
+}
+
+/// The number of backups to retain, behind a word that makes no difference.
+fn retained(words: &[String]) -> Result<usize, Error> {
+    let number = match words {
+        [number] => number,
+        [word, number] if matches!(word.as_str(), "FULL" | "FIND_FULL") => number,
+        _ => {
+            return Err(Error::usage(
+                "--retain takes a number of backups, like --retain 7",
+            ));
+        }
+    };
+    match number.parse() {
+        Ok(count) if count > 0 => Ok(count),
+        _ => Err(Error::usage(format!(
+            "--retain {number} is no number of backups; for none, use --all"
+        ))),
+    }
+}
+
+/// When a backup began, or a time.
+fn moment_of(
+    app: &App,
+    repository: &Repository,
+    server: &ServerName,
+    text: &str,
+) -> Result<TimestampMicros, Error> {
+    let backup = || {
+        app.backup(repository, server, text)
+            .map(|backup| backup.begin_time)
+    };
+    match text.parse::<BackupId>() {
+        Ok(_) => backup(),
+        Err(_) => moment::parse(repository, server, text).or_else(|_| backup()),
+    }
 }
 
 fn named(

@@ -1,6 +1,6 @@
 //! `barmanfs keep`.
 
-use barmanfs_catalog::{Backup, Keep, KeepTarget, Repository};
+use barmanfs_catalog::{Backup, Keep, Repository};
 
 use super::App;
 use crate::barman;
@@ -54,11 +54,7 @@ fn keep(repository: &Repository, backup: &Backup, target: KeptPart, args: &KeepA
             output::second(until)
         )));
     }
-    let target = match target {
-        KeptPart::Full => KeepTarget::Full,
-        KeptPart::Standalone => KeepTarget::Standalone,
-    };
-    Ok(repository.keep_backup(backup, target, until, args.reason.clone())?)
+    Ok(repository.keep_backup(backup, target.target(), until, args.reason.clone())?)
 }
 
 /// `kept (full) until 2027-01-31 00:00:00+00: end of year`.

@@ -43,6 +43,10 @@ pub(crate) fn run(app: &mut App, args: &ListBackupsArgs) -> Result<Outcome, Erro
         forks::log_open(&repository, &server)?;
         gaps.extend(found.into_iter().map(|gap| (server.clone(), gap)));
     }
+    backups.retain(|listed| {
+        let mut asked = args.annotation.iter();
+        asked.all(|annotation| annotation.is_in(&listed.backup.annotations))
+    });
     if args.json.json {
         let shown: Result<Vec<_>, _> = backups.iter().map(|listed| listed.with_gaps(&gaps)).collect();
         app.out.json_list("backups", &shown?)?;
@@ -54,7 +58,10 @@ pub(crate) fn run(app: &mut App, args: &ListBackupsArgs) -> Result<Outcome, Erro
             app.out.line(backup.id)?;
         }
     } else if backups.is_empty() {
-        app.out.line("No backup yet")?;
+        app.out.line(match args.annotation.is_empty() {
+            true => "No backup yet",
+            false => "No such backup",
+        })?;
     } else {
         app.out.table(&table(&backups))?;
         for (server, gap) in &gaps {

@@ -1,5 +1,6 @@
 //! `barmanfs restore`: a data directory that recovers to a target, written without a mount.
 
+mod annotated;
 mod catching_up;
 mod hooked;
 mod origin;
@@ -269,7 +270,9 @@ fn choose(
     server: &ServerName,
 ) -> Result<Option<Choice>, Error> {
     let mut spec = args.target.spec(args.is_self_contained())?;
-    if args.backup != AUTO {
+    if !args.annotation.is_empty() {
+        spec.backup = Some(annotated::find(app, args, repository, server, &spec)?);
+    } else if args.backup != AUTO {
         let backup = app.backup(repository, server, &args.backup)?;
         if !backup.is_of_server() {
             return of_a_clone(args, backup).map(Some);

@@ -133,6 +133,9 @@ fn about_the_run(facts: &mut Facts, backup: &Backup) {
     let text = |text: &String| output::printable(text.as_bytes());
     facts.add_some("Error", backup.error.as_ref().map(text));
     facts.add_some("Label", backup.label.as_ref().map(text));
+    for (key, value) in &backup.annotations {
+        facts.add("Annotation", text(&format!("{key}={value}")));
+    }
     facts.add("Began", output::second(backup.begin_time));
     facts.add_some("Ended", backup.end_time.map(output::second));
     facts.add_some("Took", took(backup).map(output::duration));

@@ -3,7 +3,7 @@
 mod picture;
 
 use barmanfs_catalog::recovery::{Reach, TimelineReport};
-use barmanfs_catalog::{Repository, ServerName};
+use barmanfs_catalog::{Gap, MinimalStretch, Repository, ServerName};
 
 use super::App;
 use crate::cli::inspect::TimelineArgs;
@@ -26,7 +26,18 @@ pub(crate) fn run(app: &mut App, args: &TimelineArgs) -> Result<Outcome, Error> 
         not_read(&mut app.out, &repository, &server)?;
     }
     forks::log_open(&repository, &server)?;
-    Ok(Outcome::Done)
+    Ok(match args.check && !is_whole(&report) {
+        true => Outcome::Problems,
+        false => Outcome::Done,
+    })
+}
+
+/// Whether all that was archived since the first backup can be recovered.
+fn is_whole(report: &TimelineReport) -> bool {
+    report.newest.is_some()
+        && report.unreadable.is_empty()
+        && !report.gaps.iter().any(Gap::matters)
+        && !report.minimal.iter().any(MinimalStretch::matters)
 }
 
 fn show(out: &mut Output, report: &TimelineReport) -> Result<(), Error> {

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::names::{BackupId, CloneName, ServerName};
 
+mod annotations;
 pub(crate) mod boot_test;
 pub(crate) mod configuration;
 mod delete;
@@ -20,6 +21,7 @@ mod run;
 pub(crate) mod running;
 mod selector;
 
+pub use annotations::{Annotation, Annotations};
 pub use boot_test::{BootCheck, BootOutcome, BootTest, BootTestLock};
 pub use configuration::ConfigurationFiles;
 pub use delete::{DeletionGuard, ReadGuard};
@@ -131,6 +133,9 @@ pub struct Backup {
     /// The label the user gave it.
     #[serde(default)]
     pub label: Option<String>,
+    /// What the user noted with it.
+    #[serde(default)]
+    pub annotations: Annotations,
     /// When it began.
     pub begin_time: TimestampMicros,
     /// When it ended; none while it runs, or when it was killed.

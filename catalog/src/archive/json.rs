@@ -18,6 +18,8 @@ pub const SCHEMA_VERSION: u32 = 1;
 
 /// The key of the version.
 const VERSION_KEY: &str = "schema_version";
+/// The key of what a user noted with a backup.
+const ANNOTATIONS: &str = "annotations";
 /// Suffix of the key of a time as a number.
 const EPOCH: &str = "_epoch";
 
@@ -85,6 +87,10 @@ fn tell_times(value: &mut Value) {
         Value::Object(fields) => {
             let mut numbers = Vec::new();
             for (key, value) in fields.iter_mut() {
+                // Keys that a user chose mean nothing here.
+                if key == ANNOTATIONS {
+                    continue;
+                }
                 if !is_time(key) {
                     tell_times(value);
                     continue;
@@ -118,6 +124,7 @@ mod tests {
             "end_time": "2026-11-20T10:15:00.250001Z",
             "began_at": null,
             "label": "2026-11-20T10:15:00.25Z",
+            "annotations": {"deployed_at": "2026-11-20T10:15:00Z"},
             "inner": [{"time": "2026-11-20T10:15:00Z"}],
         });
         assert_eq!(
@@ -127,6 +134,7 @@ mod tests {
                 "end_time": "2026-11-20T10:15:00.250001Z", "end_time_epoch": 1_795_169_700.250_001,
                 "began_at": null, "began_at_epoch": null,
                 "label": "2026-11-20T10:15:00.25Z",
+                "annotations": {"deployed_at": "2026-11-20T10:15:00Z"},
                 "inner": [{"time": "2026-11-20T10:15:00.000000Z", "time_epoch": 1_795_169_700.0}],
             })
         );

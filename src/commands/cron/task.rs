@@ -4,7 +4,8 @@ use std::time::{Duration, SystemTime};
 
 use barmanfs_catalog::retention::RetentionRules;
 use barmanfs_catalog::{
-    Backup, BackupStatus, BootOutcome, CronTask, Repository, ServerName, Silent, SweepOptions, TaskMemory,
+    Annotations, Backup, BackupStatus, BootOutcome, CronTask, Repository, ServerName, Silent, SweepOptions,
+    TaskMemory,
 };
 use barmanfs_pg::TimestampMicros;
 
@@ -149,6 +150,7 @@ fn of_repository(app: &App, repository: &Repository, task: CronTask) -> Result<S
 fn back_up(repository: &Repository, server: &ServerConfig) -> Result<String, Error> {
     let options = BackupOptions {
         label: None,
+        annotations: Annotations::new(),
         fast_checkpoint: None,
         incremental: None,
         max_rate_kb: None,

@@ -41,7 +41,9 @@ impl FromStr for Annotation {
     fn from_str(text: &str) -> Result<Self, String> {
         let is_key = |key: &str| {
             (1..=MAX_KEY_BYTES).contains(&key.len())
-                && key.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c))
+                && key
+                    .chars()
+                    .all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c))
         };
         let is_value = |value: &str| value.len() <= MAX_VALUE_BYTES && !value.chars().any(char::is_control);
         match text.split_once('=') {
@@ -64,7 +66,10 @@ mod tests {
     #[test]
     fn an_annotation_has_a_key_and_one_line() {
         let annotation: Annotation = "release=4.2=final".parse().unwrap();
-        assert_eq!((annotation.key.as_str(), annotation.value.as_str()), ("release", "4.2=final"));
+        assert_eq!(
+            (annotation.key.as_str(), annotation.value.as_str()),
+            ("release", "4.2=final")
+        );
         assert_eq!(annotation.to_string().parse(), Ok(annotation.clone()));
         assert!(annotation.is_in(&[("release".to_owned(), "4.2=final".to_owned())].into()));
         assert!(!annotation.is_in(&[("release".to_owned(), "4.3".to_owned())].into()));

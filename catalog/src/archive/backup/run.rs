@@ -18,8 +18,8 @@ use barmanfs_store::{
 };
 
 use crate::archive::backup::{
-    Backup, BackupKind, BackupRoot, BackupSelector, BackupStatus, ClonedFrom, ConfigurationFiles, Import,
-    Imported, Tablespace, configuration, list, running,
+    Annotations, Backup, BackupKind, BackupRoot, BackupSelector, BackupStatus, ClonedFrom,
+    ConfigurationFiles, Import, Imported, Tablespace, configuration, list, running,
 };
 use crate::archive::clones::CloneDescription;
 use crate::error::{Error, Result};
@@ -202,6 +202,7 @@ fn started(server: &ServerName, new: NewBackup) -> Backup {
         cloned_from: None,
         imported: None,
         label: new.label,
+        annotations: Annotations::new(),
         begin_time,
         end_time: None,
         start_lsn: None,
@@ -229,6 +230,11 @@ fn started(server: &ServerName, new: NewBackup) -> Backup {
 }
 
 impl BackupRun {
+    /// Notes texts with it, in the place of earlier ones. They are stored with its record.
+    pub fn annotate(&mut self, annotations: Annotations) {
+        self.backup.annotations = annotations;
+    }
+
     /// Its id.
     pub fn id(&self) -> BackupId {
         self.backup.id
