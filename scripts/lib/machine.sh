@@ -94,6 +94,8 @@ python_with() {
         chmod 755 "$work"
         rm -rf "$directory"
         mv -T "$work" "$directory"
+        # Its programs begin with the path of its python.
+        find "$directory/bin" -type f -exec sed -i "1s|^#!$work/|#!$directory/|" {} +
     fi
     say "$directory/bin/python"
 }
