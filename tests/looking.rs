@@ -398,7 +398,8 @@ fn a_damaged_site_is_diagnosed_without_its_passwords(install: &'static Install) 
     fs::rename(site.repository(), site.path("elsewhere")).expect("Cannot rename");
     assert!(diagnose(&["diagnose"], 0)["repository"]["error"].is_string());
     // What cannot be read at all is a failure, and the rest is there.
-    site.write_file("barmanfs.conf", (text + "this is no line\n").as_bytes());
+    fs::remove_file(site.config()).expect("Cannot remove");
+    site.make_directory("barmanfs.conf");
     let found = diagnose(&["diagnose"], 1);
     assert!(
         found["configuration"]["error"].is_string() && found["host"]["kernel"].is_string(),
