@@ -173,15 +173,15 @@ fn unknown_and_malformed_lines_of_a_configuration_are_named() {
     with_config(&site, &format!("{global}[../up]\nconninfo = host=/tmp\n")).ok();
     let checked = site.barmanfs(&["config", "check"]).refused(3);
     checked.says(&["barmanfs.conf:3", "Invalid server name"]);
-    with_config(&site, &format!("{global}{server}this line is nothing\n"))
-        .refused(2)
-        .says(&["barmanfs.conf", "5"]);
-    with_config(&site, &format!("{global}[main\nconninfo = host=/tmp\n"))
-        .refused(2)
-        .says(&["barmanfs.conf", "3"]);
-    with_config(&site, &format!("stray = 1\n{global}"))
-        .refused(2)
-        .says(&["barmanfs.conf", "1"]);
+    // A line that is none disables the server that it belongs to; in front of all sections, every server.
+    for (text, place) in [
+        (format!("{global}{server}this line is nothing\n"), "barmanfs.conf:5"),
+        (format!("{global}[main\nconninfo = host=/tmp\n"), "barmanfs.conf:3"),
+        (format!("stray = 1\n{global}{server}"), "barmanfs.conf:1"),
+    ] {
+        with_config(&site, &text).ok();
+        site.barmanfs(&["config", "check"]).refused(3).says(&[place]);
+    }
     with_config(&site, "[barmanfs]\nlog_level = info\n")
         .refused(2)
         .says(&["repository"]);
