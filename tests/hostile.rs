@@ -175,8 +175,14 @@ fn unknown_and_malformed_lines_of_a_configuration_are_named() {
     checked.says(&["barmanfs.conf:3", "Invalid server name"]);
     // A line that is none disables the server that it belongs to; in front of all sections, every server.
     for (text, place) in [
-        (format!("{global}{server}this line is nothing\n"), "barmanfs.conf:5"),
-        (format!("{global}[main\nconninfo = host=/tmp\n"), "barmanfs.conf:3"),
+        (
+            format!("{global}{server}this line is nothing\n"),
+            "barmanfs.conf:5",
+        ),
+        (
+            format!("{global}[main\nconninfo = host=/tmp\n"),
+            "barmanfs.conf:3",
+        ),
         (format!("stray = 1\n{global}{server}"), "barmanfs.conf:1"),
     ] {
         with_config(&site, &text).ok();
