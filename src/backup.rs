@@ -8,7 +8,7 @@
 
 mod checkpoint;
 pub(crate) mod compose;
-mod configuration;
+pub(crate) mod configuration;
 mod fetch;
 pub(crate) mod files;
 pub(crate) mod finish;

@@ -125,25 +125,15 @@ fn store(
     paths: &ConfigurationPaths,
     kept: &BTreeMap<String, HostFile>,
 ) -> Result<(), Error> {
-    let tree = run.configuration_tree()?;
-    for (path, file) in kept {
-        let path = path.trim_start_matches('/').as_bytes();
-        let size_bytes = file.text.len() as u64;
-        let stored = tree
-            .file(path, file.attributes, size_bytes, DATA_WINDOW_BYTES)
-            .and_then(|mut sink| {
-                sink.write(&file.text)?;
-                sink.finish()
-            });
-        stored.map_err(barmanfs_catalog::Error::from)?;
-    }
-    let totals = tree.finish(root).map_err(barmanfs_catalog::Error::from)?;
+    let files = kept.iter();
+    let files = files.map(|(path, file)| (path.as_str(), file.attributes, file.text.as_slice()));
+    let directory = store_files(run, root, files)?;
     let if_kept = |path: &String| {
         let path = absolute(path.as_bytes(), path)?;
         kept.contains_key(&path).then_some(path)
     };
     run.set_configuration(ConfigurationFiles {
-        directory: totals.root,
+        directory,
         read_at: moment::now(),
         data_directory: paths.data_directory.clone(),
         config_file: if_kept(&paths.config_file),
@@ -151,6 +141,25 @@ fn store(
         ident_file: if_kept(&paths.ident_file),
     });
     Ok(())
+}
+
+/// Stores configuration files with a backup; each has its absolute path on the server. Returns their tree.
+///
+/// # Errors
+/// When they cannot be stored.
+pub(crate) fn store_files<'a>(
+    run: &BackupRun,
+    root: Attributes,
+    files: impl Iterator<Item = (&'a str, Attributes, &'a [u8])>,
+) -> Result<DirectoryRef, Error> {
+    let tree = run.configuration_tree()?;
+    for (path, attributes, content) in files {
+        let path = path.trim_start_matches('/').as_bytes();
+        let mut sink = tree.file(path, attributes, content.len() as u64, DATA_WINDOW_BYTES)?;
+        sink.write(content)?;
+        sink.finish()?;
+    }
+    Ok(tree.finish(root)?.root)
 }
 
 /// The connection to the host, opened when the first file is needed: most servers keep all in the data directory.

@@ -107,7 +107,7 @@ impl<'a> BackupFiles<'a> {
         if self.is_main && !self.root_is_known {
             self.root = Attributes {
                 mode: self.root.mode,
-                ..attributes(entry)
+                ..entry.attributes()
             };
             self.root_is_known = true;
         }
@@ -203,7 +203,7 @@ impl<'a> BackupFiles<'a> {
         // A link's permissions mean nothing, so the directory gets those of the data directory.
         let attributes = Attributes {
             mode: self.root.mode,
-            ..attributes(entry)
+            ..entry.attributes()
         };
         self.directory(path, attributes)
     }
@@ -214,8 +214,8 @@ impl TarSink for BackupFiles<'_> {
         self.learn_root(entry);
         let path = [self.prefix.as_slice(), &entry.path].concat();
         match entry.kind {
-            TarKind::File => self.begin_file(&path, attributes(entry), entry.size_bytes),
-            TarKind::Directory => self.directory(&path, attributes(entry)),
+            TarKind::File => self.begin_file(&path, entry.attributes(), entry.size_bytes),
+            TarKind::Directory => self.directory(&path, entry.attributes()),
             TarKind::Symlink => self.link(&path, entry),
         }
     }
@@ -234,16 +234,6 @@ pub(crate) fn file_map(entry: barmanfs_store::Entry) -> Option<FileMap> {
     match entry.node {
         Node::File(map) => Some(map),
         Node::Directory(_) | Node::Symlink(_) => None,
-    }
-}
-
-fn attributes(entry: &TarEntry) -> Attributes {
-    Attributes {
-        mode: entry.mode,
-        uid: entry.uid,
-        gid: entry.gid,
-        mtime_s: entry.mtime_s,
-        mtime_ns: entry.mtime_ns,
     }
 }
 

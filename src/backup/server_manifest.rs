@@ -83,12 +83,31 @@ fn read(
     on_file: &mut dyn FnMut(ManifestFile) -> Result<(), Error>,
 ) -> Result<ManifestSummary, Error> {
     let mut listed = FileSet::default();
-    let read = backup_manifest::read(BufReader::new(&received.manifest), &mut |file| {
+    let summary = summary(&received.manifest, system_id, &mut |file| {
         if !file.path.starts_with(WAL_DIRECTORY) {
             listed.add(&file.path);
         }
         on_file(file)
-    });
+    })?;
+    if listed != received.files {
+        return Err(Error::failed(format!(
+            "The server sent {} files, its manifest lists {} and not the same",
+            received.files.count, listed.count
+        )));
+    }
+    Ok(summary)
+}
+
+/// Reads a manifest, passes each file to `on_file`, and checks what does not concern a file.
+///
+/// # Errors
+/// Those of `on_file`; when the manifest is damaged, or of another cluster.
+pub(crate) fn summary(
+    manifest: &File,
+    system_id: SystemId,
+    on_file: &mut dyn FnMut(ManifestFile) -> Result<(), Error>,
+) -> Result<ManifestSummary, Error> {
+    let read = backup_manifest::read(BufReader::new(manifest), on_file);
     let summary = read.map_err(|error| match error {
         ManifestError::Stopped(error) => error,
         other => Error::failed(other.to_string()),
@@ -108,12 +127,6 @@ fn read(
     if let Some(other) = summary.system_id.filter(|other| *other != system_id) {
         return Err(Error::failed(format!(
             "The manifest is of the cluster {other}, the backup of {system_id}"
-        )));
-    }
-    if listed != received.files {
-        return Err(Error::failed(format!(
-            "The server sent {} files, its manifest lists {} and not the same",
-            received.files.count, listed.count
         )));
     }
     Ok(summary)

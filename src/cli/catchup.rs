@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::JsonOption;
-use super::restore::{OfBarman, RestoreArgs, TargetArgs, rate};
-use crate::restore::{Layout, Pattern};
+use super::restore::{RestoreArgs, rate};
+use crate::restore::Pattern;
 
 /// Ends `barmanfs catchup --help`.
 pub(super) const CATCHUP_HELP: &str = "\
@@ -60,33 +60,16 @@ impl CatchupArgs {
     /// The restore that it is.
     pub(crate) fn restore(&self) -> RestoreArgs {
         RestoreArgs {
-            server: self.server.clone(),
-            backup: "auto".to_owned(),
-            destination: self.directory.clone(),
-            watch: None,
-            annotation: Vec::new(),
-            target: TargetArgs::default(),
             standby_mode: true,
             primary_conninfo: self.primary_conninfo.clone(),
-            get_wal: false,
-            no_get_wal: false,
             restore_command: self.restore_command.clone(),
-            same_timeline: false,
-            no_recovery: false,
-            keep_origin: false,
-            remote_ssh_command: None,
-            recovery_option_port: None,
-            recovery_conf_filename: None,
-            tablespace: Vec::new(),
-            tablespace_layout: Layout::Inside,
-            restore_config: None,
             delta_restore: true,
             dry_run: self.dry_run,
             keep: self.keep.clone(),
             jobs: self.jobs,
             bwlimit: self.bwlimit,
-            of_barman: OfBarman::default(),
             json: self.json,
+            ..RestoreArgs::new(&self.server, "auto", &self.directory)
         }
     }
 }

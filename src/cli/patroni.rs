@@ -4,8 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 
-use super::JsonOption;
-use super::restore::{OfBarman, RestoreArgs, TargetArgs, rate};
+use super::restore::{RestoreArgs, TargetArgs, rate};
 use crate::error::Error;
 use crate::restore::Layout;
 
@@ -134,33 +133,13 @@ fn holds_data(directory: &Path) -> Result<bool, Error> {
 impl MemberArgs {
     fn restore(&self, backup: &str, target: TargetArgs, is_update: bool) -> RestoreArgs {
         RestoreArgs {
-            server: self.server.clone(),
-            backup: backup.to_owned(),
-            destination: self.datadir.clone(),
-            watch: None,
-            annotation: Vec::new(),
             target,
-            standby_mode: false,
-            primary_conninfo: None,
-            get_wal: false,
-            no_get_wal: false,
-            restore_command: None,
-            same_timeline: false,
             no_recovery: true,
-            keep_origin: false,
-            remote_ssh_command: None,
-            recovery_option_port: None,
-            recovery_conf_filename: None,
-            tablespace: Vec::new(),
             tablespace_layout: self.tablespace_layout,
-            restore_config: None,
             delta_restore: is_update,
-            dry_run: false,
-            keep: Vec::new(),
             jobs: self.jobs,
             bwlimit: self.bwlimit,
-            of_barman: OfBarman::default(),
-            json: JsonOption::default(),
+            ..RestoreArgs::new(&self.server, backup, &self.datadir)
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The command line of `barmanfs restore`. Names are Barman's.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use barmanfs_catalog::{Action, Annotation, TimelineChoice};
@@ -142,6 +142,39 @@ pub(crate) struct RestoreArgs {
 }
 
 impl RestoreArgs {
+    /// The command line without options.
+    pub(crate) fn new(server: &str, backup: &str, destination: &Path) -> Self {
+        Self {
+            server: server.to_owned(),
+            backup: backup.to_owned(),
+            destination: destination.to_owned(),
+            watch: None,
+            annotation: Vec::new(),
+            target: TargetArgs::default(),
+            standby_mode: false,
+            primary_conninfo: None,
+            get_wal: false,
+            no_get_wal: false,
+            restore_command: None,
+            same_timeline: false,
+            no_recovery: false,
+            keep_origin: false,
+            remote_ssh_command: None,
+            recovery_option_port: None,
+            recovery_conf_filename: None,
+            tablespace: Vec::new(),
+            tablespace_layout: Layout::Inside,
+            restore_config: None,
+            delta_restore: false,
+            dry_run: false,
+            keep: Vec::new(),
+            jobs: None,
+            bwlimit: None,
+            of_barman: OfBarman::default(),
+            json: JsonOption::default(),
+        }
+    }
+
     /// Whether all WAL is put into the copy.
     pub(crate) fn is_self_contained(&self) -> bool {
         self.no_get_wal || self.same_timeline

@@ -111,12 +111,7 @@ fn base_of(repository: &Repository, clone: &OfflineClone) -> Result<Option<Backu
 /// The version as far as the data directory shows it: the first release of its major version.
 fn version(clone: &OfflineClone) -> Result<ServerVersion, Error> {
     let text = clone.read_small(b"PG_VERSION", 16)?.unwrap_or_default();
-    let major = std::str::from_utf8(&text)
-        .ok()
-        .and_then(|text| text.trim().parse::<u32>().ok())
-        .filter(|major| (10..1000).contains(major));
-    major
-        .map(|major| ServerVersion(major * 10_000))
+    ServerVersion::of_data_directory(&text)
         .ok_or_else(|| Error::failed(format!("PG_VERSION of {} holds no version", clone.described())))
 }
 

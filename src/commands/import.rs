@@ -132,7 +132,7 @@ fn open(args: &ImportArgs) -> Result<Box<dyn Source>, Error> {
         &options.cipher_passphrase_command,
     ) {
         (Some(path), _) => Some(passphrase::of_file(path)?.into()),
-        (None, Some(command)) => Some(passphrase::of_command(command)?.into()),
+        (None, Some(command)) => Some(passphrase::of_command("--cipher-passphrase-command", command)?.into()),
         (None, None) => None,
     };
     Ok(Box::new(PgBackRest::new(repository, stanza, passphrase)?))

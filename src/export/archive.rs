@@ -11,7 +11,7 @@ use barmanfs_fs::entry::Stat;
 use crate::error::Error;
 use crate::output::printable;
 use crate::progress::Progress;
-use crate::restore::{ContentReader, SourceFile};
+use crate::restore::{ContentReader, SourceFile, remote};
 use crate::signals::Interruption;
 use crate::unfinished;
 
@@ -136,14 +136,7 @@ impl<'a> Archive<'a> {
 }
 
 fn header(kind: tar::EntryType, stat: &Stat, size_bytes: u64) -> tar::Header {
-    let mut header = tar::Header::new_ustar();
-    header.set_entry_type(kind);
-    header.set_mode(stat.mode & 0o7777);
-    header.set_uid(stat.uid.into());
-    header.set_gid(stat.gid.into());
-    header.set_mtime(u64::try_from(stat.mtime_s).unwrap_or(0));
-    header.set_size(size_bytes);
-    header
+    remote::describe(tar::Header::new_ustar(), kind, stat, size_bytes)
 }
 
 /// Reads exactly as many bytes as the header of the member says, or fails.

@@ -4,6 +4,7 @@
 use std::fmt::Write as _;
 
 use barmanfs_catalog::{Backup, BackupName, ConfigurationFiles};
+use barmanfs_foreign::barman::literal;
 use barmanfs_pg::TimestampMicros;
 use barmanfs_pg::wal_name::SegmentName;
 use jiff::Timestamp;
@@ -23,8 +24,12 @@ pub(super) fn text(backup: &Backup, label: Option<&str>, files: Option<&Configur
     let (first, last) = (segments.first(), segments.last());
     let size = backup.segment_size;
     let path = |path: Option<&String>, name: &str| path.cloned().unwrap_or_else(|| format!("{data}/{name}"));
+    let tablespaces = backup.tablespaces.iter();
+    let tablespaces = literal::tablespaces(
+        tablespaces.map(|space| (space.name.as_deref(), space.oid, space.location.as_str())),
+    );
     let mut fields = vec![
-        ("backup_label", label.map_or_else(none, literal)),
+        ("backup_label", label.map_or_else(none, literal::quoted)),
         (
             "begin_offset",
             or_none(backup.start_lsn.map(|lsn| lsn.segment_offset(size))),
@@ -71,7 +76,7 @@ pub(super) fn text(backup: &Backup, label: Option<&str>, files: Option<&Configur
         ("status", backup.status.to_string()),
         ("summarize_wal", none()),
         ("systemid", backup.system_id.to_string()),
-        ("tablespaces", tablespaces(backup)),
+        ("tablespaces", tablespaces),
         ("timeline", or_none(backup.timeline.map(|timeline| timeline.0))),
         ("version", backup.server_version.0.to_string()),
         ("xlog_segment_size", size.bytes().to_string()),
@@ -105,47 +110,10 @@ fn checksums(backup: &Backup) -> &'static str {
     }
 }
 
-/// `[('fast', 16435, '/srv/fast')]`
-fn tablespaces(backup: &Backup) -> String {
-    let spaces = backup.tablespaces.iter();
-    let spaces: Vec<String> = spaces
-        .map(|space| {
-            let name = space.name.clone().unwrap_or_else(|| space.oid.to_string());
-            format!(
-                "({}, {}, {})",
-                literal(&name),
-                space.oid,
-                literal(&space.location)
-            )
-        })
-        .collect();
-    match spaces.is_empty() {
-        true => none(),
-        false => format!("[{}]", spaces.join(", ")),
-    }
-}
-
 /// `2026-11-28 15:55:01.861771+00:00`
 fn time(time: TimestampMicros) -> String {
     let time = Timestamp::from_microsecond(time.unix_micros()).unwrap_or(Timestamp::UNIX_EPOCH);
     time.strftime("%Y-%m-%d %H:%M:%S.%6f+00:00").to_string()
-}
-
-/// A text as a literal of Python, in one line.
-fn literal(text: &str) -> String {
-    let mut written = String::from("'");
-    for c in text.chars() {
-        match c {
-            '\'' | '\\' => written.extend(['\\', c]),
-            '\n' => written.push_str("\\n"),
-            c if c.is_control() => {
-                let _never_fails = write!(written, "\\x{:02x}", u32::from(c));
-            }
-            c => written.push(c),
-        }
-    }
-    written.push('\'');
-    written
 }
 
 #[cfg(test)]

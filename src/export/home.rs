@@ -95,6 +95,15 @@ struct Home<'a> {
 /// What `pg_wal` of a backup has and the archive has not.
 type Extra = BTreeMap<String, (WalName, SourceFile)>;
 
+/// Adds a file of WAL: its name, its size, when it was archived, and its content.
+type AddWal<'a> = dyn FnMut(&WalName, u64, TimestampMicros, &mut dyn io::Read) -> Result<(), Error> + 'a;
+
+/// Adds a segment that came with a backup.
+fn add_own(add: &mut AddWal<'_>, name: &WalName, file: &SourceFile) -> Result<(), Error> {
+    let time = xlog_db::time_of(file);
+    add(name, file.stat.size_bytes, time, &mut file.read()?)
+}
+
 impl Home<'_> {
     /// The backups that Barman could have, oldest first.
     fn suitable(&self, backups: Vec<Backup>, notes: &mut Vec<String>) -> Vec<Backup> {
@@ -197,12 +206,7 @@ impl Home<'_> {
             let text = entry.name.to_string();
             while let Some(first) = extra.first_entry().filter(|first| *first.key() < text) {
                 let (name, file) = first.remove();
-                add(
-                    &name,
-                    file.stat.size_bytes,
-                    xlog_db::time_of(&file),
-                    &mut file.read()?,
-                )?;
+                add_own(&mut add, &name, &file)?;
             }
             if wal == HomeWal::Needed && entry.name.segment().is_some() && !needed.contains(&entry.name) {
                 continue;
@@ -214,12 +218,7 @@ impl Home<'_> {
             add(&entry.name, entry.size_bytes, entry.archived_at, &mut content)?;
         }
         for (name, file) in extra.into_values() {
-            add(
-                &name,
-                file.stat.size_bytes,
-                xlog_db::time_of(&file),
-                &mut file.read()?,
-            )?;
+            add_own(&mut add, &name, &file)?;
         }
         Ok(())
     }

@@ -5,6 +5,7 @@
 use std::io::{self, Write};
 
 use barmanfs_catalog::Backup;
+use barmanfs_foreign::barman::literal;
 use barmanfs_pg::wal_name::SegmentName;
 use barmanfs_pg::{Lsn, TimestampMicros};
 use tempfile::NamedTempFile;
@@ -24,15 +25,10 @@ pub(super) fn file(backup: &Backup, status: &str) -> io::Result<NamedTempFile> {
 }
 
 fn text(backup: &Backup, status: &str) -> String {
-    let tablespaces: Vec<String> = backup
-        .tablespaces
-        .iter()
-        .map(|space| {
-            let name = space.name.clone().unwrap_or_else(|| space.oid.to_string());
-            format!("({}, {}, {})", quoted(&name), space.oid, quoted(&space.location))
-        })
-        .collect();
-    let tablespaces = (!tablespaces.is_empty()).then(|| format!("[{}]", tablespaces.join(", ")));
+    let tablespaces = backup.tablespaces.iter();
+    let tablespaces = literal::tablespaces(
+        tablespaces.map(|space| (space.name.as_deref(), space.oid, space.location.as_str())),
+    );
     let (begin, end) = (
         position(backup, backup.start_lsn),
         position(backup, backup.stop_lsn),
@@ -65,7 +61,7 @@ fn text(backup: &Backup, status: &str) -> String {
         ("size", Some(backup.logical_bytes.to_string())),
         ("status", Some(status.to_owned())),
         ("systemid", Some(backup.system_id.to_string())),
-        ("tablespaces", tablespaces),
+        ("tablespaces", Some(tablespaces)),
         ("timeline", backup.timeline.map(|timeline| timeline.0.to_string())),
         ("version", Some(version.to_string())),
         ("xlog_segment_size", Some(backup.segment_size.bytes().to_string())),
@@ -95,9 +91,4 @@ fn time(time: TimestampMicros) -> String {
 
 fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
-/// A text as Python quotes it.
-fn quoted(text: &str) -> String {
-    format!("'{}'", text.replace('\\', r"\\").replace('\'', r"\'"))
 }

@@ -13,13 +13,13 @@ use barmanfs_pg::backup_label::BackupLabel;
 use barmanfs_pg::backup_manifest::WalRange;
 use barmanfs_pg::pg_control::{ControlError, ControlFile};
 use barmanfs_pg::wal_name::segments_between;
-use barmanfs_store::layout::DATA_WINDOW_BYTES;
 use barmanfs_store::{Attributes, DirectoryRef, TreeReader};
 
 use super::intake::imported;
 use super::manifest::{self, Files};
 use super::{Arrived, ForeignBackup, ForeignConfiguration, Intake, LeftOut, Manifest, Source};
 use crate::backup::compose::{Composer, Parent};
+use crate::backup::configuration::store_files;
 use crate::backup::files::{BackupFiles, MANIFEST, file_map};
 use crate::backup::finish::read_label;
 use crate::backup::receive::{manifest_attributes, spooled};
@@ -369,20 +369,11 @@ fn store_configuration(
     root: Attributes,
     configuration: ForeignConfiguration,
 ) -> Result<(), Error> {
-    let tree = run.configuration_tree()?;
-    for (path, attributes, content) in &configuration.files {
-        let path = path.trim_start_matches('/').as_bytes();
-        let stored = tree
-            .file(path, *attributes, content.len() as u64, DATA_WINDOW_BYTES)
-            .and_then(|mut sink| {
-                sink.write(content)?;
-                sink.finish()
-            });
-        stored.map_err(barmanfs_catalog::Error::from)?;
-    }
-    let totals = tree.finish(root).map_err(barmanfs_catalog::Error::from)?;
+    let files = configuration.files.iter();
+    let files = files.map(|(path, attributes, content)| (path.as_str(), *attributes, content.as_slice()));
+    let directory = store_files(run, root, files)?;
     run.set_configuration(ConfigurationFiles {
-        directory: totals.root,
+        directory,
         read_at: moment::now(),
         data_directory: configuration.data_directory,
         config_file: configuration.config_file,

@@ -5,8 +5,9 @@
 
 use std::fmt;
 use std::io::{self, Read};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
+use super::passphrase;
 use super::piped::Piped;
 use crate::error::Error;
 
@@ -26,24 +27,14 @@ impl Passphrase {
     /// # Errors
     /// When it fails or prints nothing.
     pub(crate) fn from_command(command: &str) -> Result<Self, Error> {
-        let failed = |why: String| Error::failed(format!("The command for the passphrase {why}"));
-        let output = Command::new("/bin/sh")
-            .args(["-c", command])
-            .stdin(Stdio::null())
-            .stderr(Stdio::inherit())
-            .output()
-            .map_err(|error| failed(format!("cannot be run: {error}")))?;
-        if !output.status.success() {
-            return Err(failed(format!("failed: {}", output.status)));
-        }
-        let line = output
-            .stdout
-            .split(|byte| *byte == b'\n')
-            .next()
-            .unwrap_or_default();
-        match line.is_empty() {
-            true => Err(failed("printed nothing".to_owned())),
-            false => Ok(Self(line.to_vec())),
+        let mut printed = passphrase::of_command("--passphrase-command", command)?;
+        let line = printed.iter().position(|byte| *byte == b'\n');
+        printed.truncate(line.unwrap_or(printed.len()));
+        match printed.is_empty() {
+            true => Err(Error::failed(
+                "The command of --passphrase-command printed an empty first line",
+            )),
+            false => Ok(Self(printed)),
         }
     }
 }

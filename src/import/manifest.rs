@@ -5,19 +5,17 @@
 //! it is written again, with the checksums of the file maps.
 
 use std::fs::File;
-use std::io::{self, BufReader, BufWriter, Seek};
+use std::io::{self, BufWriter, Seek};
 use std::path::Path;
 
-use barmanfs_pg::backup_manifest::{
-    self, Checksum, ManifestError, ManifestFile, ManifestSummary, ManifestWriter,
-};
+use barmanfs_pg::backup_manifest::{Checksum, ManifestFile, ManifestWriter};
 use barmanfs_pg::{ServerVersion, SystemId, incremental};
 use barmanfs_store::{DirectoryRef, TreeReader};
 
 use crate::backup::files::{FileSet, LABEL, WAL_DIRECTORY};
 use crate::backup::receive::spooled;
 use crate::backup::sent_manifest::SentNotes;
-use crate::backup::server_manifest::{agrees, stored, wrong};
+use crate::backup::server_manifest::{self, agrees, stored, wrong};
 use crate::error::Error;
 use crate::made_manifest::NAMES_CLUSTER_SINCE;
 
@@ -73,7 +71,7 @@ pub(super) fn check(
         writer,
         uncompared: None,
     };
-    let summary = check.read(&given, system_id)?;
+    let summary = server_manifest::summary(&given, system_id, &mut |file| check.file(file))?;
     check.add_signals()?;
     let Check {
         listed,
@@ -106,23 +104,6 @@ pub(super) fn check(
 }
 
 impl Check<'_> {
-    fn read(&mut self, given: &File, system_id: SystemId) -> Result<ManifestSummary, Error> {
-        let read = backup_manifest::read(BufReader::new(given), &mut |file| self.file(file));
-        let summary = read.map_err(|error| match error {
-            ManifestError::Stopped(error) => error,
-            other => Error::failed(other.to_string()),
-        })?;
-        if !summary.checksum_ok {
-            return Err(Error::failed("The checksum of backup_manifest itself is wrong"));
-        }
-        match summary.system_id.filter(|other| *other != system_id) {
-            Some(other) => Err(Error::failed(format!(
-                "backup_manifest is of the cluster {other}, the backup of {system_id}"
-            ))),
-            None => Ok(summary),
-        }
-    }
-
     /// `pg_basebackup -R` adds one of these after the server has made the manifest.
     fn add_signals(&mut self) -> Result<(), Error> {
         for name in SIGNALS {

@@ -22,12 +22,12 @@ pub(crate) fn of_file(path: &Path) -> Result<Vec<u8>, Error> {
     checked(bytes).ok_or_else(|| Error::usage(format!("{} holds no passphrase", path.display())))
 }
 
-/// The passphrase that a command prints.
+/// The passphrase that a command of a shell prints. `option` gave the command.
 ///
 /// # Errors
 /// When it cannot be run, fails, or prints nothing.
-pub(crate) fn of_command(command: &str) -> Result<Vec<u8>, Error> {
-    let failed = |why: String| Error::failed(format!("The command of --cipher-passphrase-command {why}"));
+pub(crate) fn of_command(option: &str, command: &str) -> Result<Vec<u8>, Error> {
+    let failed = |why: String| Error::failed(format!("The command of {option} {why}"));
     let mut child = Command::new("/bin/sh")
         .args(["-c", command])
         .stdin(Stdio::null())
@@ -89,12 +89,12 @@ mod tests {
 
     #[test]
     fn a_command_prints_it() {
-        assert_eq!(of_command("echo 'a b'").unwrap(), b"a b");
-        let error = of_command("echo secret; exit 3").unwrap_err().to_string();
+        assert_eq!(of_command("--x", "echo 'a b'").unwrap(), b"a b");
+        let error = of_command("--x", "echo secret; exit 3").unwrap_err().to_string();
         assert!(
             error.contains("exit status: 3") && !error.contains("secret"),
             "{error}"
         );
-        assert!(of_command("true").is_err());
+        assert!(of_command("--x", "true").is_err());
     }
 }

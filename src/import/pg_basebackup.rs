@@ -324,7 +324,7 @@ impl Facts {
         Ok(Self {
             label: take("backup_label")?,
             control: take("global/pg_control")?,
-            version: major(&take("PG_VERSION")?)
+            version: ServerVersion::of_data_directory(&take("PG_VERSION")?)
                 .ok_or_else(|| Error::failed("PG_VERSION holds no version"))?,
             map: take("tablespace_map").unwrap_or_default(),
         })
@@ -355,13 +355,4 @@ fn small_members(archives: &Archives) -> Result<HashMap<&'static str, Vec<u8>>, 
         }
     }
     Ok(files)
-}
-
-/// The first release of a major version.
-pub(crate) fn major(text: &[u8]) -> Option<ServerVersion> {
-    let text = std::str::from_utf8(text).ok()?;
-    let major = text.trim().parse::<u32>().ok()?;
-    (10..1000)
-        .contains(&major)
-        .then_some(ServerVersion(major * 10_000))
 }

@@ -17,6 +17,8 @@ mod extension;
 mod header;
 mod number;
 
+use barmanfs_store::Attributes;
+
 use super::SinkError;
 use extension::Extensions;
 use header::{Header, Member};
@@ -56,6 +58,19 @@ pub(crate) struct TarEntry {
     pub(crate) size_bytes: u64,
     /// The target of a symbolic link; empty for everything else.
     pub(crate) link_target: Vec<u8>,
+}
+
+impl TarEntry {
+    /// Owner, permissions and time.
+    pub(crate) fn attributes(&self) -> Attributes {
+        Attributes {
+            mode: self.mode,
+            uid: self.uid,
+            gid: self.gid,
+            mtime_s: self.mtime_s,
+            mtime_ns: self.mtime_ns,
+        }
+    }
 }
 
 /// Receives an archive, member by member.

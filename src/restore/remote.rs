@@ -38,6 +38,7 @@ use configuration::RemoteConfiguration;
 use host::Facts;
 pub(crate) use shell::RemoteShell;
 use shell::word;
+pub(crate) use stream::describe;
 use tree::TreeSender;
 
 /// A restore to another host that is ready to begin: everything is checked, and nothing has been written.

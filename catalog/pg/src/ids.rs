@@ -96,6 +96,13 @@ impl<'de> Deserialize<'de> for SystemId {
 pub struct ServerVersion(pub u32);
 
 impl ServerVersion {
+    /// The first release of the major version in a file `PG_VERSION`; `None` if it holds none.
+    #[must_use]
+    pub fn of_data_directory(text: &[u8]) -> Option<Self> {
+        let major: u32 = std::str::from_utf8(text).ok()?.trim().parse().ok()?;
+        (10..1000).contains(&major).then_some(Self(major * 10_000))
+    }
+
     /// The first part of the version, which decides formats and protocol: 15 of 15.18.
     #[must_use]
     pub fn major(self) -> u32 {

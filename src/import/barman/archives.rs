@@ -124,7 +124,7 @@ fn read_part(
     while let Some(entry) = members.next_member()? {
         if entry.path.is_empty() {
             let is_of_data = file.name.tablespace.is_none();
-            root = root.or(is_of_data.then(|| attributes_of(&entry)));
+            root = root.or(is_of_data.then(|| entry.attributes()));
             continue;
         }
         let path = [prefix.as_slice(), &entry.path].concat();
@@ -145,28 +145,17 @@ pub(super) fn store_member(
         TarKind::Symlink => Ok(()),
         TarKind::Directory => {
             gathered.note(path);
-            intake.directory(path, attributes_of(entry))
+            intake.directory(path, entry.attributes())
         }
         TarKind::File if matches!(path, b"backup_manifest" | b"postmaster.pid" | b"postmaster.opts") => {
             Ok(())
         }
         TarKind::File => match gathered.outside(path) {
-            Some(outside) => gathered.configuration_file(outside, attributes_of(entry), content),
+            Some(outside) => gathered.configuration_file(outside, entry.attributes(), content),
             None => {
                 gathered.note(path);
-                intake.file(path, attributes_of(entry), entry.size_bytes, content)
+                intake.file(path, entry.attributes(), entry.size_bytes, content)
             }
         },
-    }
-}
-
-/// Owner, permissions and time of a member.
-pub(super) fn attributes_of(entry: &TarEntry) -> Attributes {
-    Attributes {
-        mode: entry.mode,
-        uid: entry.uid,
-        gid: entry.gid,
-        mtime_s: entry.mtime_s,
-        mtime_ns: entry.mtime_ns,
     }
 }

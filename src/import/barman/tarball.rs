@@ -16,7 +16,7 @@ use barmanfs_store::{Attributes, open_regular};
 use sha2::{Digest, Sha256};
 
 use super::Options;
-use super::archives::{attributes_of, store_member};
+use super::archives::store_member;
 use super::gathered::Gathered;
 use super::listing::{TOOL, foreign};
 use crate::error::Error;
@@ -231,7 +231,7 @@ impl Reader<'_> {
         intake: &mut Intake<'_>,
     ) -> Result<(), Error> {
         if path == b"data" {
-            self.root = Some(attributes_of(entry));
+            self.root = Some(entry.attributes());
             return Ok(());
         }
         let Some(path) = path.strip_prefix(b"data/") else {

@@ -131,7 +131,11 @@ pub(super) fn not_sent(error: &io::Error) -> Error {
 
 fn header(kind: EntryType, stat: &Stat, size_bytes: u64) -> Header {
     // GNU's form, which all tars read, has the longest names and the largest files.
-    let mut header = Header::new_gnu();
+    describe(Header::new_gnu(), kind, stat, size_bytes)
+}
+
+/// Fills in the header of a member.
+pub(crate) fn describe(mut header: Header, kind: EntryType, stat: &Stat, size_bytes: u64) -> Header {
     header.set_entry_type(kind);
     header.set_mode(stat.mode);
     header.set_uid(stat.uid.into());

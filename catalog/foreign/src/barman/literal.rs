@@ -1,5 +1,6 @@
 //! Python literals, as `repr()` writes them.
 
+use std::fmt::Write as _;
 use std::iter::Peekable;
 use std::str::CharIndices;
 
@@ -68,6 +69,40 @@ impl Literal {
             Self::List(elements) => Some(elements),
             _ => None,
         }
+    }
+}
+
+/// Writes a text as a literal, in one line.
+#[must_use]
+pub fn quoted(text: &str) -> String {
+    let mut written = String::from("'");
+    for c in text.chars() {
+        match c {
+            '\'' | '\\' => written.extend(['\\', c]),
+            '\n' => written.push_str("\\n"),
+            c if c.is_control() => {
+                let _never_fails = write!(written, "\\x{:02x}", u32::from(c));
+            }
+            c => written.push(c),
+        }
+    }
+    written.push('\'');
+    written
+}
+
+/// Writes tablespaces, each with its name, OID and place, as `backup.info` has them: `[('fast', 16435, '/srv/fast')]`, or
+/// `None` without any.
+#[must_use]
+pub fn tablespaces<'a>(tablespaces: impl Iterator<Item = (Option<&'a str>, u32, &'a str)>) -> String {
+    let written: Vec<String> = tablespaces
+        .map(|(name, oid, place)| {
+            let name = name.map_or_else(|| oid.to_string(), str::to_owned);
+            format!("({}, {oid}, {})", quoted(&name), quoted(place))
+        })
+        .collect();
+    match written.is_empty() {
+        true => "None".to_owned(),
+        false => format!("[{}]", written.join(", ")),
     }
 }
 
@@ -360,7 +395,20 @@ mod tests {
         })
     }
 
+    #[test]
+    fn tablespaces_are_a_list_of_tuples() {
+        let written = tablespaces([(Some("fast"), 16435, "/srv/fast"), (None, 5, "/a'b")].into_iter());
+        assert_eq!(written, r"[('fast', 16435, '/srv/fast'), ('5', 5, '/a\'b')]");
+        assert_eq!(tablespaces(std::iter::empty()), "None");
+    }
+
     proptest! {
+        #[test]
+        fn a_written_text_is_read_back(text in any::<String>()) {
+            prop_assert_eq!(Literal::parse(&quoted(&text)), Ok(Literal::Text(text.clone())));
+            prop_assert!(!quoted(&text).contains('\n'));
+        }
+
         #[test]
         fn values_come_back(value in any_literal()) {
             prop_assert_eq!(Literal::parse(&repr(&value)), Ok(value));

@@ -187,6 +187,12 @@ impl Writer {
     }
 }
 
+/// The listing of the files of a backup.
+fn files_of(backup: &Backup) -> Result<DirectoryRef> {
+    let root = backup.root.as_ref().map(|root| root.directory.clone());
+    root.ok_or_else(|| Error::Invalid(format!("Backup {} has no files to build on", backup.id)))
+}
+
 fn no_tree() -> Error {
     Error::Invalid("The backup takes no more files".to_owned())
 }
@@ -246,11 +252,7 @@ impl BackupRun {
     /// # Errors
     /// [`Error::Invalid`] for a parent without files; when the state file cannot be written.
     pub fn build_on(&mut self, parent: &Backup) -> Result<(TreeReader, DirectoryRef)> {
-        let root = parent
-            .root
-            .as_ref()
-            .map(|root| root.directory.clone())
-            .ok_or_else(|| Error::Invalid(format!("Backup {} has no files to build on", parent.id)))?;
+        let root = files_of(parent)?;
         self.backup.kind = BackupKind::Incremental;
         self.backup.parent = Some(parent.id);
         running::write(self.writer.repository(), &self.backup)?;
@@ -430,15 +432,10 @@ impl BackupRun {
     ///
     /// # Errors
     /// [`Error::Invalid`] for a backup without files.
-    pub fn compare_with(&mut self, similar: &Backup) -> Result<(TreeReader, DirectoryRef)> {
-        let root = similar
-            .root
-            .as_ref()
-            .map(|root| root.directory.clone())
-            .ok_or_else(|| Error::Invalid(format!("Backup {} has no files to compare with", similar.id)))?;
-        self.previous = Some(root.clone());
+    pub fn compare_with(&mut self, similar: &Backup) -> Result<()> {
+        self.previous = Some(files_of(similar)?);
         self.begin_tree();
-        Ok((self.writer.repository().trees(), root))
+        Ok(())
     }
 
     /// Totals stored so far, for progress reports.
