@@ -362,13 +362,7 @@ mod tests {
             Literal::Bool(false) => "False".to_owned(),
             Literal::Int(number) => number.to_string(),
             Literal::Float(number) => format!("{number:?}"),
-            Literal::Text(text) => {
-                let escaped = text
-                    .replace('\\', "\\\\")
-                    .replace('\'', "\\'")
-                    .replace('\n', "\\n");
-                format!("'{escaped}'")
-            }
+            Literal::Text(text) => quoted(text),
             Literal::List(list) => format!("[{}]", list.iter().map(repr).collect::<Vec<_>>().join(", ")),
             Literal::Dict(dict) => {
                 let entries = dict
