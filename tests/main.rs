@@ -31,6 +31,7 @@ mod export;
 mod full_disk;
 mod gaps;
 mod green;
+mod handover;
 mod history;
 mod hooks;
 mod hostile;
@@ -107,6 +108,7 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("import", import::TESTS),
     ("import_pgbackrest", import_pgbackrest::TESTS),
     ("import_barman", import_barman::TESTS),
+    ("handover", handover::TESTS),
     ("cron", cron::TESTS),
     ("year", year::TESTS),
     ("hooks", hooks::TESTS),

@@ -14,7 +14,7 @@ use failover::{a_promoted_standby_is_followed, wal_of_a_lost_primary_is_kept};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
 use std::path::PathBuf;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use trouble::{
     a_different_segment_in_the_archive_loses_nothing, a_network_that_loses_messages_loses_no_wal,
     after_a_gap_receiving_restarts_on_request, receiving_waits_while_the_disk_is_full,
@@ -53,13 +53,18 @@ fn streaming_site(install: &'static Install, configuration: &str, settings: &str
 }
 
 /// A running `receive-wal`; killed on drop.
-pub(super) struct Receiver {
+pub(crate) struct Receiver {
     child: Child,
     log: PathBuf,
 }
 
 impl Receiver {
     pub(super) fn start(site: &Site) -> Self {
+        Self::of(&mut site.barmanfs_command(&["receive-wal", "main", "-v"]), site)
+    }
+
+    /// With this command.
+    pub(crate) fn of(command: &mut Command, site: &Site) -> Self {
         let log = site.write_file("receive-wal.log", b"");
         let open = || {
             fs::File::options()
@@ -67,8 +72,7 @@ impl Receiver {
                 .open(&log)
                 .expect("Cannot open a log")
         };
-        let child = site
-            .barmanfs_command(&["receive-wal", "main", "-v"])
+        let child = command
             .stdin(Stdio::null())
             .stdout(open())
             .stderr(open())
@@ -77,12 +81,12 @@ impl Receiver {
         Self { child, log }
     }
 
-    pub(super) fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(&self.log).expect("Cannot read a log")
     }
 
     #[track_caller]
-    pub(super) fn says(&self, words: &str) {
+    pub(crate) fn says(&self, words: &str) {
         let log = &self.log;
         until(
             &format!("receive-wal says {words:?}; it said\n{}", self.log()),
@@ -91,14 +95,14 @@ impl Receiver {
     }
 
     /// SIGKILL.
-    pub(super) fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = wait(&mut self.child, COMMAND_LIMIT);
     }
 
     /// Stops it as systemd does; it must end cleanly.
     #[track_caller]
-    pub(super) fn stop(mut self) {
+    pub(crate) fn stop(mut self) {
         let process = Pid::from_child(&self.child);
         kill_process(process, Signal::TERM).expect("Cannot signal");
         let status = wait(&mut self.child, COMMAND_LIMIT);

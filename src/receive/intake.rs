@@ -180,7 +180,7 @@ impl<'a> Intake<'a> {
             "The server has removed WAL that was not received, segment {missing} first: there is a gap ({error})"
         ))
         .hint(format!(
-            "If archive_command does not bring it, start again with 'barmanfs receive-wal {server} --reset' and take a backup: \
+            "If neither archive_command nor an import from another tool ('barmanfs import {server}') brings it, start again with 'barmanfs receive-wal {server} --reset' and take a backup: \
              no backup before the gap can be recovered to a time after it"
         ))
     }

@@ -1,5 +1,6 @@
 //! The real Barman with a home of its own, beside the site of a test.
 
+use super::clock::Clock;
 use super::process::{Run, until};
 use super::{PgServer, Site};
 use std::path::{Path, PathBuf};
@@ -61,6 +62,16 @@ impl<'a> Barman<'a> {
         for name in ["barman/main/incoming", "barman/main", "barman"] {
             super::user::give(&self.site.path(name));
         }
+    }
+
+    /// From now on it has this clock, as its server has.
+    pub(crate) fn follow(&mut self, clock: &Clock) {
+        for variable in clock.environment() {
+            let (name, value) = variable.split_once('=').expect("a variable");
+            self.environment += &format!("; export {name}='{value}'");
+        }
+        // Its rsync compares the times of files.
+        self.environment += "; export NO_FAKE_STAT=1";
     }
 
     pub(crate) fn home(&self) -> PathBuf {
