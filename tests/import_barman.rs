@@ -3,6 +3,7 @@
 
 use crate::common::barman::{Barman, archive_command, state};
 use crate::common::process::Run;
+use crate::common::random::Random;
 use crate::common::registry::topic;
 use crate::common::{Install, Mount, PgServer, Site};
 use serde_json::Value;
@@ -11,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 topic! {
     once a_home_of_every_method_is_taken_over(as_root),
+    once an_imported_backup_recovers_to_wherever_barman_gets,
     once what_is_damaged_or_hostile_is_named_and_stops_nothing,
     once what_barman_exports_or_puts_into_a_cloud_is_taken_over,
     alone barmans_configuration_becomes_a_section,
@@ -298,6 +300,91 @@ fn it_recovers_to_the_end(install: &'static Install, site: &Site, server: &PgSer
     assert_eq!(copy.query("SELECT count(*) FROM a"), rows);
     assert_eq!(copy.query("SELECT count(*) FROM b"), "20000");
     copy.assert_sound();
+}
+
+/// The same targets by Barman and by a copy from here, from one backup by rsync and one by tar.
+fn an_imported_backup_recovers_to_wherever_barman_gets(install: &'static Install) {
+    let (site, server) = barmans_server(install);
+    let Some(mut barman) = Barman::new(&site, &server) else {
+        return;
+    };
+    let mut random = Random::new("import_barman");
+    let mut targets = Vec::new();
+    for method in [
+        "backup_method = local-rsync\nreuse_backup = link",
+        "backup_method = postgres\nbackup_compression = gzip",
+    ] {
+        barman.set(&format!("{method}\ncompression = gzip"));
+        let id = barman.backup("");
+        let points: Vec<Point> = (0..8).map(|n| point(&server, n)).collect();
+        // PostgreSQL stops at a time only before a transaction that ended after it.
+        server.query("INSERT INTO a VALUES (0)");
+        server.archive_current_segment();
+        let mut at = || points[random.below(points.len() as u64) as usize].clone();
+        targets.push((id.clone(), "--target-time", at().time));
+        targets.push((id.clone(), "--target-xid", at().xid));
+        targets.push((id.clone(), "--target-lsn", at().lsn));
+        targets.push((id, "--target-name", at().name));
+    }
+    barman.sh("barman archive-wal main").ok();
+    let home = barman.home().display().to_string();
+    site.barmanfs(&import_from(&home, &[])).ok();
+    let mount = Mount::new(&site);
+    for (id, option, target) in &targets {
+        let what = format!(
+            "BARMANFS_TEST_SEED={}: {option} {target:?} from {id}",
+            random.seed()
+        );
+        println!("{what}");
+        let kind = option.trim_start_matches("--target-");
+        let view = format!("main/pitr/{kind}:{},backup={id}", target.replace('/', "-"));
+        let ours = rows_of(install, &site, &site.copy(&mount.path(&view), "ours"));
+        let theirs = barman.restore_to(id, &format!("{option} '{target}' --target-action promote"));
+        let expected = rows_of(install, &site, &theirs);
+        assert_eq!(ours, expected, "{what}");
+    }
+}
+
+/// What a recovery can be asked for, at the end of a transaction.
+#[derive(Clone)]
+struct Point {
+    time: String,
+    xid: String,
+    lsn: String,
+    name: String,
+}
+
+/// A transaction, and its place. Time passes on both sides of it.
+fn point(server: &PgServer, n: u32) -> Point {
+    let xid = server.query("INSERT INTO a SELECT generate_series(1, 10) RETURNING pg_current_xact_id()");
+    server.query("SELECT pg_sleep(0.02)");
+    let line = server.query(&format!(
+        "SELECT pg_current_wal_insert_lsn(), clock_timestamp() AT TIME ZONE 'UTC' || '+00', \
+                pg_create_restore_point('point {n} of ' || (SELECT count(*) FROM a))"
+    ));
+    server.query("SELECT pg_sleep(0.02)");
+    let fields: Vec<&str> = line.split('|').collect();
+    let rows = server.query("SELECT count(*) FROM a");
+    Point {
+        time: fields[1].to_owned(),
+        xid: xid.lines().next().expect("a transaction").to_owned(),
+        lsn: fields[0].to_owned(),
+        name: format!("point {n} of {rows}"),
+    }
+}
+
+/// What the table has when this copy is recovered.
+fn rows_of(install: &'static Install, site: &Site, data: &Path) -> String {
+    let mut copy = PgServer::on(install, data);
+    copy.start();
+    copy.wait_until_promoted();
+    let rows = copy.query("SELECT count(*), sum(i) FROM a");
+    copy.stop("immediate");
+    drop(copy);
+    let text = data.display();
+    site.sh(&format!("rm -rf {text} {text}.s {text}.log {text}_ts1"))
+        .ok();
+    rows
 }
 
 fn what_is_damaged_or_hostile_is_named_and_stops_nothing(install: &'static Install) {

@@ -134,10 +134,16 @@ impl<'a> Barman<'a> {
     /// Barman's own restore of a backup. Returns the directory; its tablespace is in `<directory>_ts1`.
     #[track_caller]
     pub(crate) fn restore(&self, id: &str) -> PathBuf {
+        self.restore_to(id, "")
+    }
+
+    /// The same, with these options.
+    #[track_caller]
+    pub(crate) fn restore_to(&self, id: &str, options: &str) -> PathBuf {
         let to = self.site.path(&format!("barman_{id}"));
         let text = to.display();
         self.sh(&format!(
-            "mkdir {text}_ts1 && barman restore --tablespace ts1:{text}_ts1 main {id} {text}"
+            "mkdir {text}_ts1 && barman restore {options} --tablespace ts1:{text}_ts1 main {id} {text}"
         ))
         .ok();
         to
