@@ -76,6 +76,12 @@ impl Course {
         texts.join(" ")
     }
 
+    /// When the last transaction was committed, in microseconds.
+    pub(crate) fn last_time(&self) -> i64 {
+        let times = self.events.iter().map(|event| event.time);
+        times.max().expect("an event")
+    }
+
     /// Indexes of the events behind the first backup.
     pub(crate) fn reachable(&self) -> std::ops::Range<usize> {
         let first = self
