@@ -269,7 +269,7 @@ fn neighbours(
     let all = repository.backups(server)?;
     let mut others = all
         .iter()
-        .filter(|other| other.is_of_server() && other.is_complete());
+        .filter(|other| other.is_of_server() && other.is_complete() && other.archive() == backup.archive());
     let previous = others.clone().rfind(|other| other.id < backup.id);
     let next = others.find(|other| other.id > backup.id);
     let id = |found: Option<&Backup>| found.map(|found| found.id.to_string());

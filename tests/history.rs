@@ -104,6 +104,11 @@ fn a_fork_is_reported_and_refused_until_the_history_is_restarted(install: &'stat
     insert(&server, 31_001, 32_000, "new");
     server.archive_current_segment();
     let end_of_new = digest(&server);
+    // The backup of the history that was left does not count as one to recover from.
+    let chosen =
+        |count: &str| site.json(&["delete", "main", "--retain", count, "--dry-run"])["deleted"].clone();
+    assert_eq!(chosen("3"), serde_json::json!([]));
+    assert_eq!(chosen("2"), serde_json::json!([full, old]));
     let (listed, report) = (site.backups(), site.json(&["history", "main", "list"]));
     rebuild(&site);
     assert_eq!(site.backups(), listed);

@@ -56,7 +56,7 @@ impl ServerName {
 
     /// The key in the WAL tables for an abandoned history of the server. It contains a '/', so no server can have this
     /// name.
-    pub(crate) fn of_left_history(server: &Self, record: barmanfs_store::RecordId) -> Self {
+    pub fn of_left_history(server: &Self, record: barmanfs_store::RecordId) -> Self {
         Self(format!("{server}/{record}"))
     }
 

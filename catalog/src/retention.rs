@@ -35,8 +35,8 @@ mod state;
 use needed_wal::Needs;
 pub use policy::{BackupPolicy, Generations, InvalidPolicy, WalPolicy, Window};
 pub use quiet::{NewestRecord, Quiet, RetentionBasis};
-pub use state::RetentionState;
 use state::{Candidate, Circumstances, Verdict, judge};
+pub use state::{RetentionState, probable_begins};
 
 /// The rules for one server.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -180,7 +180,7 @@ impl Repository {
         let blocked = rules.held.clone().or(blocked);
         let backups = self.backups(server)?;
         let known = self.reliability(&backups)?;
-        let judged = self.retention_states(server, &backups, &known, rules, now)?;
+        let judged = self.retention_states(&backups, &known, rules, now)?;
         let remaining: Vec<(&Backup, &JudgedBackup)> = backups
             .iter()
             .zip(judged.iter().rev())
@@ -327,7 +327,6 @@ impl Repository {
     /// When the catalog cannot be read.
     pub fn retention_states(
         &self,
-        server: &ServerName,
         backups: &[Backup],
         known: &Reliability,
         rules: &RetentionRules,
@@ -336,7 +335,7 @@ impl Repository {
         let keeps = self.keeps(backups, now)?;
         let candidates: Vec<Candidate> = backups
             .iter()
-            .filter(|backup| is_judged(backup, server))
+            .filter(|backup| is_judged(backup))
             .map(|backup| Candidate {
                 id: backup.id,
                 begin_time: backup.begin_time,
@@ -354,7 +353,7 @@ impl Repository {
             .into_iter()
             .map(|verdict| (verdict.id, verdict))
             .collect();
-        let newest_done = backups.iter().rev().find(|backup| is_judged(backup, server));
+        let newest_done = backups.iter().rev().find(|backup| is_judged(backup));
         let mut judged = Vec::new();
         for backup in backups.iter().rev() {
             let (verdict, doomed) = match verdicts.remove(&backup.id) {
@@ -391,8 +390,8 @@ impl Repository {
 }
 
 /// Whether policies apply to a backup.
-fn is_judged(backup: &Backup, server: &ServerName) -> bool {
-    backup.status == BackupStatus::Done && backup.is_of_server() && backup.archive() == server
+fn is_judged(backup: &Backup) -> bool {
+    backup.status == BackupStatus::Done && backup.is_of_current_history()
 }
 
 /// The verdicts of both policies.

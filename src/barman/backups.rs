@@ -50,7 +50,7 @@ impl<'a> Listed<'a> {
     ) -> Result<Self, Error> {
         let mut backups = repository.backups(&server)?;
         let known = repository.reliability(&backups)?;
-        let judged = repository.retention_states(&server, &backups, &known, rules, moment::now())?;
+        let judged = repository.retention_states(&backups, &known, rules, moment::now())?;
         backups.retain(Backup::is_of_server);
         Ok(Self {
             repository,

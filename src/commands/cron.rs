@@ -319,7 +319,8 @@ impl Round<'_> {
             return Ok(());
         }
         let runs = |backup: &Backup| backup.status == BackupStatus::Started;
-        let last_good = subject.backups.iter().rfind(|backup| backup.is_complete());
+        let is_good = |backup: &&Backup| backup.is_complete() && backup.is_of_server();
+        let last_good = subject.backups.iter().rfind(is_good);
         let last = subject.memory.tasks.get(&CronTask::Backup);
         let done = last_good.map(|backup| backup.begin_time);
         if subject.backups.iter().any(runs)
@@ -487,7 +488,8 @@ impl Subject<'_> {
     }
 
     fn newest_done(&self) -> Option<&Backup> {
-        let is_done = |backup: &&Backup| backup.status == BackupStatus::Done;
+        let is_done =
+            |backup: &&Backup| backup.status == BackupStatus::Done && backup.is_of_current_history();
         self.backups.iter().rfind(is_done)
     }
 }

@@ -7,7 +7,6 @@ mod remains;
 use std::time::SystemTime;
 
 use barmanfs_catalog::{Backup, BackupId, CloneName, Repository, ServerName};
-use barmanfs_pg::TimestampMicros;
 
 use super::App;
 use crate::barman;
@@ -18,7 +17,7 @@ use crate::hooks::{Hook, Hooks, NEVER_STOPPED};
 use crate::moment;
 use crate::output::{self, Output};
 use crate::report::Deletion;
-use choice::Rule;
+use choice::{Place, Rule};
 
 /// Runs the command. All names are resolved first, so a misspelt name deletes nothing. If one of the backups must not
 /// be deleted, none is. Two concurrent commands decide one after the other, so that the second one sees the result of
@@ -132,26 +131,27 @@ fn asked(
     server: &ServerName,
     args: &DeleteArgs,
 ) -> Result<Vec<Backup>, Error> {
-    let moment = |text: &Option<String>| {
-        let moment = text.as_ref().map(|text| moment_of(app, repository, server, text));
-        moment.transpose()
+    let place = |text: &Option<String>| {
+        let place = text.as_ref().map(|text| place_of(app, repository, server, text));
+        place.transpose()
     };
-    let rule = match (args.retain.as_slice(), moment(&args.before)?) {
+    let rule = match (args.retain.as_slice(), place(&args.before)?) {
         ([], None) if !args.all => {
             let names: Vec<String> = args.backups.iter().chain(&args.target).cloned().collect();
             return named(app, repository, server, &names);
         }
         ([], None) => Rule::All,
-        ([], Some(time)) => Rule::Before(time),
+        ([], Some(place)) => Rule::Before(place),
         (words, _) => Rule::Retain {
             count: retained(words)?,
-            after: moment(&args.after)?,
+            after: place(&args.after)?,
         },
     };
     let all = repository.backups(server)?;
     let kept = repository.keeps(&all, moment::now())?.into_keys().collect();
     let doubts = Doubts::find(repository, &all)?;
-    Ok(choice::chosen(rule, &all, &kept, |id| doubts.concern(id)))
+    let is_doubtful = |id| doubts.concern(id);
+    Ok(choice::chosen(rule, &all, &kept, is_doubtful, moment::now()))
 }
 
 /// The number of backups to retain, behind a word that makes no difference.
@@ -173,20 +173,17 @@ fn retained(words: &[String]) -> Result<usize, Error> {
     }
 }
 
-/// When a backup began, or a time.
-fn moment_of(
-    app: &App,
-    repository: &Repository,
-    server: &ServerName,
-    text: &str,
-) -> Result<TimestampMicros, Error> {
+/// The place of a backup, or of a time.
+fn place_of(app: &App, repository: &Repository, server: &ServerName, text: &str) -> Result<Place, Error> {
     let backup = || {
         app.backup(repository, server, text)
-            .map(|backup| backup.begin_time)
+            .map(|backup| Place::Backup(backup.id))
     };
     match text.parse::<BackupId>() {
         Ok(_) => backup(),
-        Err(_) => moment::parse(repository, server, text).or_else(|_| backup()),
+        Err(_) => moment::parse(repository, server, text)
+            .map(Place::Time)
+            .or_else(|_| backup()),
     }
 }
 

@@ -76,7 +76,7 @@ fn instead(repository: &Repository, server: &ServerName, spec: &TargetSpec) -> R
     let backups = repository.backups(server)?;
     let doubts = Doubts::find(repository, &backups)?;
     let good = |backup: &&barmanfs_catalog::Backup| {
-        backup.status == BackupStatus::Done && backup.is_of_server() && !doubts.concern(backup.id)
+        backup.status == BackupStatus::Done && backup.is_of_current_history() && !doubts.concern(backup.id)
     };
     for backup in backups.iter().rev().filter(good) {
         let from = TargetSpec {

@@ -159,10 +159,13 @@ fn wal_from<'r>(
     backup: &Backup,
 ) -> Result<impl Iterator<Item = Result<WalName, Error>> + 'r, Error> {
     let first = first_segment(backup);
-    let next = repository
-        .backups(&backup.server)?
-        .into_iter()
-        .find(|other| other.is_complete() && other.is_of_server() && other.id > backup.id);
+    let is_next = |other: &Backup| {
+        other.is_complete()
+            && other.is_of_server()
+            && other.archive() == backup.archive()
+            && other.id > backup.id
+    };
+    let next = repository.backups(&backup.server)?.into_iter().find(is_next);
     let end = next.as_ref().and_then(first_segment);
     let wanted = move |name: &WalName| match name.segment() {
         Some(segment) => {

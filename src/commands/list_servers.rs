@@ -55,7 +55,7 @@ fn describe(app: &App, repository: Option<&Repository>, name: ServerName) -> Res
         backups: backups.iter().filter(|backup| backup.is_complete()).count(),
         last_backup_time: backups
             .iter()
-            .rfind(|backup| backup.is_complete() && backup.is_of_server())
+            .rfind(|backup| backup.is_complete() && backup.is_of_current_history())
             .map(|Backup { begin_time, .. }| *begin_time),
         name,
     })

@@ -88,19 +88,20 @@ fn check_backups(
 /// Notes what is known about a server's own backups.
 fn note(stored: &[Backup], doubts: &Doubts, findings: &mut Findings) {
     let of = |status| stored.iter().filter(move |backup| backup.status == status);
+    let done = of(BackupStatus::Done).filter(|backup| backup.is_of_current_history());
     let ended = |backup: &Backup| backup.end_time.unwrap_or(backup.begin_time);
     findings.note(|figures| {
         figures.backups = BACKUP_STATUSES
             .map(|status| (status, of(status).count()))
             .to_vec();
-        figures.newest = of(BackupStatus::Done).next_back().map(|backup| NewestBackup {
+        figures.newest = done.clone().next_back().map(|backup| NewestBackup {
             began: backup.begin_time,
             ended: ended(backup),
             logical_bytes: backup.logical_bytes,
             sent_bytes: backup.sent_bytes,
             new_stored_bytes: backup.new_stored_bytes,
         });
-        figures.oldest_end = of(BackupStatus::Done).next().map(ended);
+        figures.oldest_end = done.clone().next().map(ended);
         figures.damaged = Some(doubts.damaged.len());
         figures.boot_test.clone_from(&doubts.last_test);
     });

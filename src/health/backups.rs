@@ -57,7 +57,7 @@ pub(super) fn findings(facts: &Facts<'_>) -> Vec<Finding> {
     let done: Vec<&Backup> = facts
         .backups
         .iter()
-        .filter(|backup| backup.status == BackupStatus::Done)
+        .filter(|backup| backup.status == BackupStatus::Done && backup.is_of_current_history())
         .collect();
     let mut findings = vec![complete(facts, &done)];
     findings.extend(age(facts, &done));

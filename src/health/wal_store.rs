@@ -74,7 +74,8 @@ fn none(subject: Subject<'_>) -> Finding {
 
 /// The WAL since the newest complete backup began: what a recovery may have to replay.
 fn size(repository: &Repository, backups: &[Backup], findings: &mut Findings) {
-    let last = backups.iter().rfind(|backup| backup.status == BackupStatus::Done);
+    let is_done = |backup: &&Backup| backup.status == BackupStatus::Done && backup.is_of_current_history();
+    let last = backups.iter().rfind(is_done);
     let Some((last, first)) = last.and_then(|last| Some((last, first_segment(last)?))) else {
         return;
     };

@@ -35,7 +35,7 @@ impl ListedBackup {
     ) -> Result<Vec<Self>, Error> {
         let backups = repository.backups(server)?;
         let mut known = repository.reliability(&backups)?;
-        let judged = repository.retention_states(server, &backups, &known, rules, moment::now())?;
+        let judged = repository.retention_states(&backups, &known, rules, moment::now())?;
         let listed = |(backup, judged): (Backup, JudgedBackup)| Self {
             boot_test: known.boot_tests.remove(&backup.id),
             damaged: known.damaged.contains(&backup.id),

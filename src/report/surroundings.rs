@@ -38,7 +38,9 @@ impl Surroundings {
     /// Those of `backup`.
     pub(crate) fn of(repository: &Repository, backup: &Backup) -> Result<Self, Error> {
         let all = repository.backups(&backup.server)?;
-        let beside = |other: &&Backup| other.is_complete() && other.is_of_server();
+        let beside = |other: &&Backup| {
+            other.is_complete() && other.is_of_server() && other.archive() == backup.archive()
+        };
         let next = all.iter().filter(beside).find(|other| other.id > backup.id);
         let previous = all.iter().filter(beside).rfind(|other| other.id < backup.id);
         let wal = match first_segment(backup) {

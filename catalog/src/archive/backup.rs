@@ -194,7 +194,7 @@ pub struct Backup {
     pub(crate) record: Option<RecordId>,
     /// The archive of the history it belongs to, if that is not the server's current one.
     #[serde(skip)]
-    pub(crate) apart: Option<ServerName>,
+    pub apart: Option<ServerName>,
 }
 
 impl Backup {
@@ -203,10 +203,15 @@ impl Backup {
         self.root.is_some() && matches!(self.status, BackupStatus::Done | BackupStatus::WaitingForWals)
     }
 
-    /// Whether it was taken from the server itself and lies on a timeline of its archive. Only such a backup can be the
-    /// latest or the oldest, have WAL replayed on it, or be the parent of another one.
+    /// Whether it was taken from the server itself, not from a clone. Only on such a backup WAL is replayed.
     pub fn is_of_server(&self) -> bool {
         self.kind != BackupKind::Clone
+    }
+
+    /// Whether it belongs to the history that the server's archive goes on with. Only such a backup can be the latest or
+    /// the oldest, count for a policy or a minimum, or be the parent of another one.
+    pub fn is_of_current_history(&self) -> bool {
+        self.is_of_server() && self.apart.is_none()
     }
 
     /// The archive that holds its WAL: the server's, or that of an abandoned history.

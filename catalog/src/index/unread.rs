@@ -160,7 +160,8 @@ pub(crate) enum Listing {
     /// All of them: what is not in the catalog then is not stored.
     #[default]
     All,
-    /// The [`NEWEST`](Self::NEWEST) that changed last, and in turn [`TURN`](Self::TURN) of the others.
+    /// Those with unread packs at the last time, the [`NEWEST`](Self::NEWEST) that changed last, and in turn
+    /// [`TURN`](Self::TURN) of the others.
     Some,
     /// None of them: another survey at the same time lists some.
     None,
@@ -175,7 +176,7 @@ impl Listing {
     const TURN_TAKES: Duration = Duration::from_secs(60);
 
     /// Which of the changed parts are listed.
-    fn choose(self, mut changed: Vec<(Part, PartMark)>, turn: u64) -> BTreeSet<Part> {
+    fn choose(self, mut changed: Vec<(Part, PartMark)>, bad: &BTreeSet<Part>, turn: u64) -> BTreeSet<Part> {
         let parts = |changed: &[(Part, PartMark)]| changed.iter().map(|(part, _)| *part).collect();
         match self {
             Self::All => return parts(&changed),
@@ -188,7 +189,7 @@ impl Listing {
         let mut chosen: BTreeSet<Part> = parts(changed.get(..Self::NEWEST).unwrap_or(&changed));
         chosen.extend(changed.iter().map(|(part, _)| *part).filter(|part| match part {
             Part::Root => true,
-            Part::First(first) => usize::from(*first) / Self::TURN == turn,
+            Part::First(first) => bad.contains(part) || usize::from(*first) / Self::TURN == turn,
         }));
         chosen
     }
@@ -201,6 +202,9 @@ struct Seen {
     replaced: u64,
     /// The parts in which all packs are read, with their marks at that time and the number of their packs.
     settled: HashMap<Part, (PartMark, usize)>,
+    /// The parts in which a pack was not read when they were last listed. Each survey lists them, so that no survey is
+    /// silent about what an earlier one has found.
+    bad: BTreeSet<Part>,
     /// All records up to this one that are not of WAL can be read. They never change.
     read_through: i64,
     /// When the whole store was last surveyed for a failed look-up.
@@ -242,7 +246,7 @@ impl Surveyor {
         let known = |part, mark| seen.settled.get(&part).filter(|(known, _)| *known == mark);
         let mut changed = marks.clone();
         changed.retain(|(part, mark)| known(*part, *mark).is_none());
-        let chosen = seen.listing.choose(changed, seen.turn);
+        let chosen = seen.listing.choose(changed, &seen.bad, seen.turn);
         for (part, mark) in marks {
             let settled = seen.settled.get(&part).copied();
             let count = match settled {
@@ -250,6 +254,10 @@ impl Surveyor {
                     let mut unread = UnreadInPart::default();
                     let count = self.look_at(part, &mut survey, &mut unread)?;
                     seen.settled.remove(&part);
+                    match unread.is_empty() {
+                        true => seen.bad.remove(&part),
+                        false => seen.bad.insert(part),
+                    };
                     if unread.is_empty() && mark.is_settled(now) {
                         seen.settled.insert(part, (mark, count));
                     }
@@ -292,6 +300,7 @@ impl Surveyor {
     pub(crate) fn trust(
         &self,
         parts: impl Iterator<Item = (Part, (PartMark, usize))>,
+        bad: impl Iterator<Item = Part>,
         read_through: i64,
         listing: Listing,
     ) {
@@ -299,6 +308,7 @@ impl Surveyor {
         let minutes = minutes.unwrap_or_default().as_secs() / Listing::TURN_TAKES.as_secs();
         let mut seen = self.seen();
         seen.settled.extend(parts);
+        seen.bad.extend(bad);
         seen.read_through = seen.read_through.max(read_through);
         (seen.listing, seen.turn) = (listing, minutes);
     }
@@ -311,6 +321,11 @@ impl Surveyor {
     /// The parts in which all packs are read.
     pub(crate) fn settled(&self) -> HashMap<Part, (PartMark, usize)> {
         self.seen().settled.clone()
+    }
+
+    /// The parts in which a pack was not read.
+    pub(crate) fn bad(&self) -> BTreeSet<Part> {
+        self.seen().bad.clone()
     }
 
     /// The last record up to which all can be read that are not of WAL, as far as it is known.

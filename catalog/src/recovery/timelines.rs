@@ -39,7 +39,7 @@ impl Repository {
         let backups: Vec<Backup> = self
             .backups(server)?
             .into_iter()
-            .filter(|backup| backup.is_complete() && backup.is_of_server() && backup.archive() == server)
+            .filter(|backup| backup.is_complete() && backup.is_of_current_history())
             .collect();
         let size = match backups.last() {
             Some(backup) => backup.segment_size,

@@ -68,7 +68,7 @@ impl Repository {
     /// # Errors
     /// When the catalog, or a segment in the spool, cannot be read.
     pub fn recovery_window(&self, server: &ServerName, backups: &[Backup]) -> Result<RecoveryWindow> {
-        let own = |backup: &&Backup| backup.is_of_server() && backup.archive() == server;
+        let own = |backup: &&Backup| backup.is_of_current_history();
         Ok(RecoveryWindow {
             earliest: earliest(backups.iter().filter(own)),
             newest: self.newest(server)?,

@@ -62,8 +62,7 @@ impl Needs {
     pub(super) fn add(&mut self, backup: &Backup, only_its_end: bool) {
         let counts = matches!(backup.status, BackupStatus::Done | BackupStatus::WaitingForWals);
         let place = backup.timeline.zip(backup.start_lsn).zip(backup.stop_lsn);
-        let Some(((timeline, start), stop)) =
-            place.filter(|_| counts && backup.is_of_server() && backup.archive() == &backup.server)
+        let Some(((timeline, start), stop)) = place.filter(|_| counts && backup.is_of_current_history())
         else {
             return;
         };

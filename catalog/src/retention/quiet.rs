@@ -108,9 +108,7 @@ impl Repository {
         };
         // From this on, each segment that continues the newest timeline is needed.
         let is_anchored = judged.iter().any(|(backup, judged)| {
-            is_judged(backup, server)
-                && judged.keeps_wal
-                && backup.timeline == basis.head.map(|head| head.timeline)
+            is_judged(backup) && judged.keeps_wal && backup.timeline == basis.head.map(|head| head.timeline)
         });
         if rules.has_policy() && !(is_anchored && basis.head.is_some()) {
             return Ok(None);

@@ -5,10 +5,13 @@
 //! are two good ones. A backup that is kept only for its own end does not end the search for the one that the beginning
 //! of a window needs, because its WAL may be gone. The newest backup that counts is never obsolete.
 
+use std::collections::BTreeMap;
+
 use barmanfs_pg::TimestampMicros;
 use jiff::tz::TimeZone;
 use serde::Serialize;
 
+use crate::archive::backup::Backup;
 use crate::archive::keep::KeepTarget;
 use crate::names::BackupId;
 use crate::retention::policy::{BackupPolicy, Generations, Window};
@@ -107,25 +110,49 @@ pub(super) fn judge(
     }
 }
 
-/// A backup cannot have begun after now, or before one that was taken earlier: then the clock was wrong. Such a backup gets
-/// the times of the next newer one, or of now. So it never counts as too old, which would end the search for the beginning
-/// of a window, and takes no place of a period of its own. The newest comes first.
+/// Gives backups whose clock was wrong the times of the next newer one, or of now. So such a backup never counts as too
+/// old, which would end the search for the beginning of a window, and takes no place of a period of its own. The newest
+/// comes first.
 fn correct_times(candidates: &mut [Candidate], now: TimestampMicros) {
-    let mut latest = TimestampMicros::from_unix_micros(i64::MIN);
-    let mut is_right = vec![false; candidates.len()];
-    for (candidate, is_right) in candidates.iter().zip(&mut is_right).rev() {
-        *is_right = candidate.begin_time <= now && candidate.begin_time >= latest;
-        if *is_right {
-            latest = candidate.begin_time;
-        }
-    }
+    let begins: Vec<TimestampMicros> = candidates.iter().map(|candidate| candidate.begin_time).collect();
     let mut newer = (now, now);
-    for (candidate, is_right) in candidates.iter_mut().zip(is_right) {
+    for (candidate, is_right) in candidates.iter_mut().zip(are_right(&begins, now)) {
         if !is_right {
             (candidate.begin_time, candidate.end_time) = newer;
         }
         newer = (candidate.begin_time, candidate.end_time);
     }
+}
+
+/// A backup cannot have begun after now, or before one that was taken earlier: then the clock was wrong. The newest comes
+/// first.
+fn are_right(begins: &[TimestampMicros], now: TimestampMicros) -> Vec<bool> {
+    let mut latest = TimestampMicros::from_unix_micros(i64::MIN);
+    let mut are_right = vec![false; begins.len()];
+    for (begin, is_right) in begins.iter().zip(&mut are_right).rev() {
+        *is_right = (latest..=now).contains(begin);
+        if *is_right {
+            latest = *begin;
+        }
+    }
+    are_right
+}
+
+/// When backups began, as far as that can be true: one whose clock was wrong counts as one of the time of the next newer
+/// one, or of now. The order of their ids is the order in which they were taken.
+pub fn probable_begins(backups: &[Backup], now: TimestampMicros) -> BTreeMap<BackupId, TimestampMicros> {
+    let mut newest_first: Vec<&Backup> = backups.iter().collect();
+    newest_first.sort_by_key(|backup| std::cmp::Reverse(backup.id));
+    let begins: Vec<TimestampMicros> = newest_first.iter().map(|backup| backup.begin_time).collect();
+    let mut newer = now;
+    let mut probable = BTreeMap::new();
+    for ((backup, begin), is_right) in newest_first.iter().zip(&begins).zip(are_right(&begins, now)) {
+        if is_right {
+            newer = *begin;
+        }
+        probable.insert(backup.id, newer);
+    }
+    probable
 }
 
 impl Candidate {

@@ -44,6 +44,9 @@ struct Surveyed {
     read_through: i64,
     /// The directories in which all packs were read, with the number of their packs.
     parts: Vec<(u8, PartMark, usize)>,
+    /// The directories in which one was not.
+    #[serde(default)]
+    bad_parts: Vec<u8>,
 }
 
 impl Repository {
@@ -56,7 +59,9 @@ impl Repository {
         let known = self.surveyed()?;
         let listed_at = known.listed_at.filter(|at| is_within(LISTED_EVERY, *at));
         match listed_at {
-            Some(_) => self.surveyor.trust(parts(&known), 0, Listing::All),
+            Some(_) => self
+                .surveyor
+                .trust(parts(&known), bad_parts(&known), 0, Listing::All),
             None => self.surveyor.forget(),
         }
         let began = now();
@@ -74,11 +79,9 @@ impl Repository {
             release: RELEASE.to_owned(),
             read_through: self.surveyor.read_through(),
             parts: settled
-                .filter_map(|(part, (mark, packs))| match part {
-                    Part::First(first) => Some((first, mark, packs)),
-                    Part::Root => None,
-                })
+                .filter_map(|(part, (mark, packs))| Some((first(part)?, mark, packs)))
                 .collect(),
+            bad_parts: self.surveyor.bad().into_iter().filter_map(first).collect(),
         };
         self.remember_survey(&surveyed)?;
         Ok(unread)
@@ -94,7 +97,8 @@ impl Repository {
         let known = self.surveyed()?;
         if known.listed_at.is_some_and(|at| is_within(COUNTS_FOR, at)) {
             let limit = if lists { Listing::Some } else { Listing::None };
-            self.surveyor.trust(parts(&known), known.read_through, limit);
+            self.surveyor
+                .trust(parts(&known), bad_parts(&known), known.read_through, limit);
         }
         Ok(())
     }
@@ -149,6 +153,18 @@ impl Repository {
 fn parts(surveyed: &Surveyed) -> impl Iterator<Item = (Part, (PartMark, usize))> {
     let parts = surveyed.parts.iter();
     parts.map(|(first, mark, packs)| (Part::First(*first), (*mark, *packs)))
+}
+
+fn bad_parts(surveyed: &Surveyed) -> impl Iterator<Item = Part> {
+    surveyed.bad_parts.iter().copied().map(Part::First)
+}
+
+/// A directory's number. The packs' own directory is always listed.
+fn first(part: Part) -> Option<u8> {
+    match part {
+        Part::First(first) => Some(first),
+        Part::Root => None,
+    }
 }
 
 /// Whether a moment is at most `time` ago, and not in the future.
@@ -258,13 +274,45 @@ mod tests {
             .unwrap()
             .set_modified(std::time::UNIX_EPOCH)
             .unwrap();
-        let again = Repository::open(repository.path()).unwrap();
-        again.trust_last_survey(true).unwrap();
         let rounds = 256_u32.div_ceil(u32::try_from(Listing::TURN).unwrap());
         let found = (0..rounds).filter(|turn| {
+            let again = Repository::open(repository.path()).unwrap();
+            again.trust_last_survey(true).unwrap();
             again.surveyor.begin_turn(u64::from(*turn));
             !again.unread_packs().unwrap().is_empty()
         });
         assert_eq!(found.count(), 1);
+    }
+
+    #[test]
+    fn what_a_survey_has_found_is_found_again_at_each_turn_until_it_is_mended() {
+        let (_directory, repository) = temporary();
+        old(&repository);
+        lose_a_pack(&repository);
+        assert_eq!(repository.survey_packs().unwrap().len(), 1);
+        // Many directories change, and it is not among those that changed last.
+        for first in 0..=u8::MAX {
+            fs::write(repository.path().join(format!("packs/{first:02x}/x")), "").unwrap();
+        }
+        fs::File::open(repository.path().join("packs/07"))
+            .unwrap()
+            .set_modified(std::time::UNIX_EPOCH)
+            .unwrap();
+        let found = |turn: u32| {
+            let again = Repository::open(repository.path()).unwrap();
+            again.trust_last_survey(true).unwrap();
+            again.surveyor.begin_turn(u64::from(turn));
+            again.unread_packs().unwrap().len()
+        };
+        let rounds = || 0..256_u32.div_ceil(u32::try_from(Listing::TURN).unwrap());
+        assert!(rounds().all(|turn| found(turn) == 1));
+        let mended = repository.db.write(|db| {
+            db.execute("DELETE FROM packs WHERE id = ?1", [PackId([7; 16]).as_bytes()])?;
+            Ok(())
+        });
+        mended.unwrap();
+        assert!(rounds().all(|turn| found(turn) == 0));
+        assert_eq!(repository.survey_packs().unwrap(), []);
+        assert_eq!(repository.surveyed().unwrap().bad_parts, [0; 0]);
     }
 }

@@ -20,13 +20,13 @@ pub(crate) struct ServerState {
 }
 
 impl ServerState {
-    /// The newest backup of the server itself. A backup of a clone is not what the server was.
+    /// The newest backup of the server's history. A backup of a clone is not what the server was.
     pub(crate) fn latest(&self) -> Option<&Arc<Backup>> {
-        self.backups.iter().rfind(|backup| backup.is_of_server())
+        self.backups.iter().rfind(|backup| backup.is_of_current_history())
     }
 
     pub(crate) fn oldest(&self) -> Option<&Arc<Backup>> {
-        self.backups.iter().find(|backup| backup.is_of_server())
+        self.backups.iter().find(|backup| backup.is_of_current_history())
     }
 
     pub(crate) fn backup(&self, id: BackupId) -> Option<&Arc<Backup>> {

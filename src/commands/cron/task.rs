@@ -4,8 +4,8 @@ use std::time::{Duration, SystemTime};
 
 use barmanfs_catalog::retention::RetentionRules;
 use barmanfs_catalog::{
-    Annotations, Backup, BackupStatus, BootOutcome, CronTask, Repository, ServerName, Silent, SweepOptions,
-    TaskMemory,
+    Annotations, Backup, BackupStatus, BootOutcome, CronTask, Repository, RepositoryMemory, ServerName,
+    Silent, SweepOptions, TaskMemory, count_unread,
 };
 use barmanfs_pg::TimestampMicros;
 
@@ -197,7 +197,7 @@ fn apply_policies(repository: &Repository, server: &ServerConfig) -> Result<Stri
 /// The newest backup of a server that is complete with its WAL.
 pub(super) fn newest_done(repository: &Repository, server: &ServerName) -> Result<Backup, Error> {
     let backups = repository.newest_backups(server, BACKUPS_LOOKED_AT)?;
-    let is_done = |backup: &Backup| backup.status == BackupStatus::Done && backup.is_of_server();
+    let is_done = |backup: &Backup| backup.status == BackupStatus::Done && backup.is_of_current_history();
     let newest = backups.into_iter().rfind(is_done);
     newest.ok_or_else(|| Error::failed(format!("Server {server} has no backup that is DONE")))
 }
@@ -267,12 +267,26 @@ fn verify_part(app: &App, repository: &Repository) -> Result<String, Error> {
             .filter(|_| memory.catalog_faults.is_empty()),
     )?;
     let unread = repository.survey_packs()?;
-    if let Some(first) = unread.first() {
-        tracing::error!("Pack {} is not read: {}", first.pack, first.reason);
+    let done = match app.config.verify_budget.is_off() {
+        true => "read nothing: verify_budget is off".to_owned(),
+        false => read_part(app, repository, memory)?,
+    };
+    match unread.first() {
+        Some(first) => Err(Error::failed(format!(
+            "{done}, and {} could not be read, the first is {}: {}",
+            output::count(
+                usize::try_from(count_unread(&unread)).unwrap_or(usize::MAX),
+                "pack"
+            ),
+            first.pack,
+            first.reason
+        ))),
+        None => Ok(done),
     }
-    if app.config.verify_budget.is_off() {
-        return Ok("read nothing: verify_budget is off".to_owned());
-    }
+}
+
+/// Reads back what the budget allows.
+fn read_part(app: &App, repository: &Repository, memory: RepositoryMemory) -> Result<String, Error> {
     let mut round = memory.verification;
     let time = last_end(memory.verified_at).unwrap_or(FIRST_BUDGET);
     let allowed = app

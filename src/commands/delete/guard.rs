@@ -31,7 +31,7 @@ pub(super) fn refusal(asked: &Asked<'_>) -> Option<Error> {
     let mut complete = asked
         .backups
         .iter()
-        .filter(|backup| backup.status == BackupStatus::Done && backup.is_of_server());
+        .filter(|backup| backup.status == BackupStatus::Done && backup.is_of_current_history());
     let takes_away = complete.clone().any(|backup| !asked.doubts.concern(backup.id));
     if takes_away && asked.after.done < asked.minimum {
         return Some(too_few(asked));

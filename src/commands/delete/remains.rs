@@ -16,7 +16,7 @@ pub(super) fn find(
 ) -> Result<Remains, Error> {
     let (done, doubtful): (Vec<&Backup>, Vec<&Backup>) = backups
         .iter()
-        .filter(|backup| backup.status == BackupStatus::Done && backup.is_of_server())
+        .filter(|backup| backup.status == BackupStatus::Done && backup.is_of_current_history())
         .copied()
         .partition(|backup| !doubts.concern(backup.id));
     let mut newest = None;

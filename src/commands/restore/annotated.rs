@@ -36,7 +36,9 @@ pub(super) fn find(
         };
     }
     let mut backups = repository.backups(server)?;
-    backups.retain(|backup| backup.status == BackupStatus::Done && backup.is_of_server() && has_all(backup));
+    backups.retain(|backup| {
+        backup.status == BackupStatus::Done && backup.is_of_current_history() && has_all(backup)
+    });
     for backup in backups.iter().rev() {
         let of_it = TargetSpec {
             backup: Some(backup.id),

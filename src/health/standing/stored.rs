@@ -46,7 +46,8 @@ impl Stored {
     /// When the catalog or the spool cannot be read.
     pub(crate) fn of(repository: &Repository, server: &ServerName) -> Result<Self, Error> {
         let backups = repository.backups(server)?;
-        let is_done = |backup: &&Backup| backup.status == BackupStatus::Done && backup.is_of_server();
+        let is_done =
+            |backup: &&Backup| backup.status == BackupStatus::Done && backup.is_of_current_history();
         let own = backups.iter().filter(is_done);
         Ok(Self {
             system_id: repository.system_id(server)?,

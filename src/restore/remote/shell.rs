@@ -87,7 +87,7 @@ impl Running {
 fn beating(script: &str, patience: &Patience) -> String {
     let seconds = patience.beat_every.as_secs();
     format!(
-        "LC_ALL=C; export LC_ALL; {{ printf '\\000' >&2; while sleep {seconds} </dev/null >/dev/null 2>&1; do \
+        "LC_ALL=C; export LC_ALL; printf '\\000' >&2; {{ while sleep {seconds} </dev/null >/dev/null 2>&1; do \
          printf '\\000' >&2; done; }} >/dev/null & b=$!; ( {script} ); c=$?; kill $b 2>/dev/null; exit $c"
     )
 }
