@@ -19,6 +19,7 @@ pub(crate) mod receive;
 pub(crate) mod sent_manifest;
 pub(crate) mod server_manifest;
 mod stop;
+pub(crate) mod sums;
 mod wal_source;
 
 use std::time::{Duration, Instant};

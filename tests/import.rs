@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 topic! {
     edges what_pg_basebackup_has_written_is_what_is_here,
     once what_is_damaged_never_looks_whole,
+    once manifests_with_any_checksum_are_compared,
 }
 
 /// Takes a backup with `pg_basebackup`, into a directory of this name.
@@ -187,5 +188,60 @@ fn what_is_damaged_never_looks_whole(install: &'static Install) {
     let report = import(&site, &[&site.path("damaged0"), &plain], &[]).refused(3);
     assert_eq!(parsed(&report)["left_out"].as_array().unwrap().len(), 1);
     assert_eq!(site.backup_ids().len(), 1);
+    site.ok(&["verify"]);
+}
+
+fn manifests_with_any_checksum_are_compared(install: &'static Install) {
+    let (site, primary) = Site::with_server(install);
+    primary.query("CREATE TABLE rows AS SELECT generate_series(1, 1000) AS n");
+    primary.query("ALTER SYSTEM SET summarize_wal = on");
+    primary.query("SELECT pg_reload_conf()");
+    let take = |name: &str, algorithm: &str, more: &[&str]| {
+        let checksums = format!("--manifest-checksums={algorithm}");
+        base_backup(
+            &site,
+            &primary,
+            name,
+            &[&[checksums.as_str(), "-X", "none"], more].concat(),
+        )
+    };
+    let plain = take("plain", "SHA256", &["-R"]);
+    let tar = take("tar", "SHA512", &["-Ft"]);
+    let bare = take("bare", "NONE", &[]);
+    let mut whole = vec![plain.clone(), tar.clone(), bare.clone()];
+    if install.major >= 17 {
+        primary.query("INSERT INTO rows SELECT generate_series(1, 1000)");
+        let from = format!("--incremental={}", plain.join("backup_manifest").display());
+        whole.push(take("changes", "SHA224", &[&from]));
+    }
+    let page = "f=$(ls -S $(find base -type f) | head -1); printf x | dd of=$f bs=1 seek=9000 conv=notrunc";
+    let in_tar = "n=$(tar -tRf base.tar | sed -n 's,^block \\([0-9]*\\): base/5/1255$,\\1,p'); \
+                  printf x | dd of=base.tar bs=512 seek=$((n+20)) conv=notrunc";
+    let longer = "printf x >>base/5/1259";
+    let changes = "f=$(find base -name 'INCREMENTAL.*' -size +9k | head -1); printf x | dd of=$f bs=1 seek=9000 conv=notrunc";
+    let mut damages = vec![
+        (&whole[0], page, "SHA256"),
+        (&whole[0], longer, "bytes"),
+        (&whole[1], in_tar, "base/5/1255: the manifest gives the SHA512"),
+        (&whole[2], longer, "bytes"),
+    ];
+    if install.major >= 17 {
+        damages.push((&whole[3], changes, "SHA224"));
+    }
+    let before = import(&site, &[&plain], &[]).ok();
+    assert!(!before.all().contains("only the sizes"), "{before}");
+    let there = site.backup_ids();
+    for (number, (source, damage, says)) in damages.into_iter().enumerate() {
+        let copy = site.copy(source, &format!("damaged{number}"));
+        site.sh(&format!("cd '{}' && {damage}", copy.display())).ok();
+        let run = import(&site, &[&copy], &[]);
+        assert_eq!(run.code(), Some(3), "{damage}: {}", run.all());
+        assert!(run.all().contains(says), "{damage}: {}", run.all());
+        assert_eq!(site.backup_ids(), there, "{damage}");
+    }
+    let all: Vec<&Path> = whole.iter().map(PathBuf::as_path).collect();
+    let run = import(&site, &all, &[]).ok();
+    assert!(run.all().contains("no checksums"), "{run}");
+    assert_eq!(site.backup_ids().len(), whole.len());
     site.ok(&["verify"]);
 }

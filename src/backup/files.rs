@@ -9,6 +9,7 @@ use barmanfs_store::layout::{DATA_WINDOW_BYTES, STREAM_WINDOW_BYTES};
 use barmanfs_store::{Attributes, FileMap, FileSink, Node, TreeReader};
 
 use super::compose::{Altered, Composer};
+use super::sums::{Sha2, Summing, Sums};
 use crate::postgres::{Archive, SinkError, TarEntry, TarKind, TarSink};
 
 /// The directory of the WAL. The manifest does not list all of it.
@@ -32,7 +33,17 @@ pub(crate) struct FileSet {
 
 impl FileSet {
     pub(crate) fn add(&mut self, path: &[u8]) {
-        let hash = blake3::hash(path);
+        self.add_hash(blake3::hash(path));
+    }
+
+    /// Adds a name together with what belongs to it.
+    pub(crate) fn add_with(&mut self, path: &[u8], what: &str) {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(path).update(b"\0").update(what.as_bytes());
+        self.add_hash(hasher.finalize());
+    }
+
+    fn add_hash(&mut self, hash: blake3::Hash) {
         let half = hash.as_bytes().first_chunk().copied().unwrap_or_default();
         self.sum = self.sum.wrapping_add(u128::from_le_bytes(half));
         self.count += 1;
@@ -51,6 +62,10 @@ pub(crate) struct BackupFiles<'a> {
     root: Attributes,
     root_is_known: bool,
     seen: FileSet,
+    /// If the manifest has SHA-2.
+    summing: Option<Summing>,
+    /// The path of the file that is being received, if its SHA-2 is wanted.
+    summed_path: Option<Vec<u8>>,
 }
 
 /// The file that is being received.
@@ -78,7 +93,24 @@ impl<'a> BackupFiles<'a> {
             root,
             root_is_known: false,
             seen: FileSet::default(),
+            summing: None,
+            summed_path: None,
         }
+    }
+
+    /// From now on, this is computed of each file, except WAL. The hashes of the files at the paths `apart` are kept apart.
+    pub(crate) fn sum(&mut self, algorithm: Sha2, apart: &'static [&'static [u8]]) {
+        self.summing = Some(Summing::new(algorithm, apart));
+    }
+
+    /// Whether [`sum`](Self::sum) was asked for.
+    pub(crate) fn is_summing(&self) -> bool {
+        self.summing.is_some()
+    }
+
+    /// What [`sum`](Self::sum) has found.
+    pub(crate) fn take_sums(&mut self) -> Sums {
+        self.summing.take().map(Summing::finish).unwrap_or_default()
     }
 
     /// The run whose tree takes the files.
@@ -131,6 +163,7 @@ impl<'a> BackupFiles<'a> {
             );
         }
         self.note(path);
+        self.begin_sum(path);
         let composed = self.composer.as_ref();
         if let Some(altered) = composed.and_then(|composer| composer.begin(path, attributes, size_bytes)) {
             self.current = Some(Current::Altered(altered));
@@ -162,6 +195,9 @@ impl<'a> BackupFiles<'a> {
 
     /// The next bytes of the file that was begun.
     pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<(), SinkError> {
+        if let (Some(summing), Some(_)) = (&mut self.summing, &self.summed_path) {
+            summing.update(bytes);
+        }
         match (&mut self.current, &mut self.composer) {
             (Some(Current::AsItComes(sink)), _) => Ok(sink.write(bytes)?),
             (Some(Current::Altered(file)), Some(composer)) => composer.write(file, self.run.tree()?, bytes),
@@ -171,6 +207,9 @@ impl<'a> BackupFiles<'a> {
 
     /// Ends the file that was begun.
     pub(crate) fn end_file(&mut self) -> Result<(), SinkError> {
+        if let (Some(summing), Some(path)) = (&mut self.summing, self.summed_path.take()) {
+            summing.end(path, matches!(self.current, Some(Current::Altered(_))));
+        }
         match (self.current.take(), &mut self.composer) {
             (Some(Current::AsItComes(sink)), _) => Ok(sink.finish()?),
             (Some(Current::Altered(file)), Some(composer)) => composer.end(file, self.run.tree()?),
@@ -181,6 +220,14 @@ impl<'a> BackupFiles<'a> {
     /// Ends, and returns what is known of the data directory itself, of the files, and of those stored in another form.
     pub(crate) fn finish(self) -> (Attributes, FileSet, Option<Composer>) {
         (self.root, self.seen, self.composer)
+    }
+
+    fn begin_sum(&mut self, path: &[u8]) {
+        self.summed_path = None;
+        if let Some(summing) = self.summing.as_mut().filter(|_| !path.starts_with(WAL_DIRECTORY)) {
+            summing.begin();
+            self.summed_path = Some(path.to_vec());
+        }
     }
 
     fn note(&mut self, path: &[u8]) {

@@ -19,6 +19,7 @@ use barmanfs_store::open_regular;
 use super::directory::{self, Choice, cannot_read, read_small};
 use super::{Arrived, ForeignBackup, ForeignWal, Intake, LeftOut, Listing, Manifest, Part, Source};
 use crate::error::Error;
+use crate::output::printable;
 use crate::postgres::Archive;
 use crate::wal_transfer::compression;
 
@@ -81,6 +82,8 @@ impl Source for BaseBackups {
     fn read(&mut self, backup: &ForeignBackup, intake: &mut Intake<'_>) -> Result<Arrived, Error> {
         let place = PathBuf::from(&backup.name);
         let root = fs::metadata(&place).map_err(|error| cannot_read(&place, &error))?;
+        let mut manifest = open_manifest(&place)?;
+        intake.expect(&mut manifest)?;
         let map = self.maps.get(&backup.name).map_or(&[][..], Vec::as_slice);
         let tablespaces = match archives(&place)? {
             Some(archives) => read_archives(&archives, map, intake)?,
@@ -89,7 +92,7 @@ impl Source for BaseBackups {
         Ok(Arrived {
             root: directory::attributes(&root),
             tablespaces,
-            manifest: Manifest::Given(Box::new(open_manifest(&place)?)),
+            manifest: Manifest::Given(Box::new(manifest)),
             configuration: None,
         })
     }
@@ -160,6 +163,14 @@ fn read_archives(
     map: &[(u32, Vec<u8>)],
     intake: &mut Intake<'_>,
 ) -> Result<Vec<Tablespace>, Error> {
+    let of = |oid| Part::Files(Archive::Tablespace(oid));
+    let has = |oid: u32| archives.files.iter().any(|(part, _)| *part == of(oid));
+    if let Some((missing, location)) = map.iter().find(|(oid, _)| !has(*oid)) {
+        return Err(Error::failed(format!(
+            "The archive of tablespace {missing}, which was at {}, is missing",
+            printable(location)
+        )));
+    }
     let mut tablespaces = Vec::new();
     for (part, path) in &archives.files {
         let mut content = open_archive(path)?;

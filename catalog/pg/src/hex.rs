@@ -5,7 +5,8 @@ use std::fmt::Write;
 use serde::{Deserialize, Deserializer, Serializer, de};
 
 /// Two digits for each byte.
-pub(crate) fn encode(bytes: &[u8]) -> String {
+#[must_use]
+pub fn encode(bytes: &[u8]) -> String {
     bytes
         .iter()
         .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
