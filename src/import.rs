@@ -24,7 +24,7 @@ pub(crate) mod wal;
 
 use std::io::{self, Read};
 
-use barmanfs_catalog::{BackupId, KeepTarget, Tablespace};
+use barmanfs_catalog::{Backup, BackupId, KeepTarget, Repository, ServerName, Tablespace};
 use barmanfs_pg::wal_name::WalName;
 use barmanfs_pg::{Lsn, SegmentSize, ServerVersion, SystemId, TimelineId, TimestampMicros};
 use barmanfs_store::Attributes;
@@ -72,6 +72,52 @@ pub(crate) struct LeftOut {
     pub(crate) why: String,
     /// Whether a person has to know. What a tool itself marks as useless is no problem.
     pub(crate) is_problem: bool,
+}
+
+impl ForeignBackup {
+    /// By what it is found again.
+    pub(crate) fn identity(&self) -> Identity {
+        Identity {
+            name: self.name.clone(),
+            id: self.id,
+            system_id: self.system_id,
+            timeline: self.timeline,
+            start_lsn: self.start_lsn,
+            stop_lsn: self.stop_lsn,
+        }
+    }
+}
+
+/// By what a backup of a source is found here. Its name is not enough: two hosts can have a backup of the same second.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Identity {
+    pub(crate) name: String,
+    pub(crate) id: BackupId,
+    pub(crate) system_id: SystemId,
+    pub(crate) timeline: TimelineId,
+    pub(crate) start_lsn: Lsn,
+    pub(crate) stop_lsn: Lsn,
+}
+
+impl Identity {
+    /// Whether this is the backup: imported under its name, or the same one under the same id; and complete.
+    fn is(&self, here: &Backup) -> bool {
+        let imported = here.imported.as_ref();
+        let is_named = imported.map_or(here.id == self.id, |from| from.name == self.name);
+        let limits = (here.timeline, here.start_lsn, here.stop_lsn);
+        is_named
+            && here.is_complete()
+            && here.system_id == self.system_id
+            && limits == (Some(self.timeline), Some(self.start_lsn), Some(self.stop_lsn))
+    }
+
+    /// The backup of this server that it is.
+    ///
+    /// # Errors
+    /// When the catalog cannot be read.
+    pub(crate) fn find(&self, repository: &Repository, server: &ServerName) -> Result<Option<Backup>, Error> {
+        Ok(repository.backups(server)?.into_iter().find(|here| self.is(here)))
+    }
 }
 
 impl LeftOut {
@@ -175,5 +221,64 @@ pub(crate) struct ForeignWal {
 impl std::fmt::Debug for ForeignWal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "ForeignWal({} at {})", self.name, self.place)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing;
+    use barmanfs_catalog::BackupStatus;
+
+    fn imported_here(name: &str) -> Backup {
+        let mut here = testing::backup(BackupStatus::Done);
+        let from = serde_json::json!({"tool": "Barman", "name": name, "imported_at": "2026-11-30T00:00:00Z"});
+        here.imported = Some(serde_json::from_value(from).unwrap());
+        here
+    }
+
+    /// The kind: something is taken from, or done to, a backup that only has the same name.
+    #[test]
+    fn a_name_alone_is_no_backup() {
+        let here = imported_here("20261120T101500");
+        let same = Identity {
+            name: "20261120T101500".to_owned(),
+            id: here.id,
+            system_id: here.system_id,
+            timeline: here.timeline.unwrap(),
+            start_lsn: here.start_lsn.unwrap(),
+            stop_lsn: here.stop_lsn.unwrap(),
+        };
+        assert!(same.is(&here));
+        assert!(
+            same.is(&testing::backup(BackupStatus::Done)),
+            "not imported, the same id"
+        );
+        assert!(!same.is(&testing::backup(BackupStatus::Failed)));
+        let others = [
+            Identity {
+                name: "20261120T101501".to_owned(),
+                ..same.clone()
+            },
+            Identity {
+                system_id: SystemId(7),
+                ..same.clone()
+            },
+            Identity {
+                timeline: TimelineId(2),
+                ..same.clone()
+            },
+            Identity {
+                start_lsn: Lsn(0x600_0028),
+                ..same.clone()
+            },
+            Identity {
+                stop_lsn: Lsn(0x700_0028),
+                ..same.clone()
+            },
+        ];
+        for other in others {
+            assert!(!other.is(&here), "{other:?}");
+        }
     }
 }

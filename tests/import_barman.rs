@@ -453,6 +453,8 @@ fn what_is_damaged_or_hostile_is_named_and_stops_nothing(install: &'static Insta
     );
     let two = format!("cd base/{archive}/data && cp base.tar.gz base.tar");
     is_left_out("twice", &two, 3, &["twice"], 2);
+    let without_space = format!("cd base/{archive}/data && rm [0-9]*.tar.gz");
+    is_left_out("space", &without_space, 3, &[archive, "tablespace ts1"], 2);
     let orphaned = format!(
         "sed 's/^parent_backup_id=.*/parent_backup_id=20200101T000000/' {0} > x && mv x {0}",
         info(linked)
@@ -491,11 +493,6 @@ fn what_is_damaged_or_hostile_is_named_and_stops_nothing(install: &'static Insta
                 "cd {data} && touch evil && tar -cPf base.tar --transform s,evil,../../evil, evil && rm base.tar.gz evil"
             ),
             "evil",
-        ),
-        (
-            "other_tablespace",
-            format!("cd {data} && rm [0-9]*.tar.gz"),
-            "tablespace",
         ),
     ] {
         let home = with(name, &script);
@@ -581,6 +578,18 @@ fn what_barman_exports_or_puts_into_a_cloud_is_taken_over(install: &'static Inst
     }
     assert!(state(&site, &out) == before);
     every_tree_is_barmans(&site, &barman, &[&rsync, &archives]);
+    // A tarball without its tablespace.
+    let less = site.path("less.tar").display().to_string();
+    let delete = format!(
+        "zcat {} >{less} && tar -f {less} --wildcards --delete 'backup/[0-9]*'",
+        files[0]
+    );
+    site.sh(&delete).ok();
+    let other = Site::with_repository();
+    other
+        .barmanfs(&["import", "main", "--barman-export", &less, "--json"])
+        .refused(3)
+        .says(&["tablespace ts1"]);
     // A byte that is not what the name says.
     site.sh(&format!(
         "cd {} && printf X | dd of={} bs=1 seek=3000 conv=notrunc",
@@ -632,6 +641,21 @@ fn the_layout_of_a_cloud_is_read(site: &Site, barman: &Barman<'_>, server: &PgSe
         unpacked.display()
     ))
     .ok();
+    // A part that is missing is missed, also where no number shows it.
+    for (name, script, says) in [
+        ("space", "rm [0-9]*.tar.gz", "tablespace ts1"),
+        ("part", "mv data.tar.gz data_0001.tar.gz", "part 0"),
+    ] {
+        let copy = site.path(&format!("cloud.{name}")).display().to_string();
+        site.sh(&format!(
+            "cp -a {cloud} {copy} && cd {copy}/main/base/{id} && {script}"
+        ))
+        .ok();
+        let run = site
+            .barmanfs(&import_from(&copy, &["--json", "--dry-run"]))
+            .refused(3);
+        assert!(left_out(&report(&run))[0].contains(says), "{run}");
+    }
     let spaces = site.make_directory("unpacked_ts1");
     site.sh(&format!(
         "cd {} && tar xzf {base}/[0-9]*.tar.gz",

@@ -10,7 +10,7 @@ use super::backup::open_or_create;
 use crate::cli::import::{BarmanArgs, ImportArgs};
 use crate::config::Config;
 use crate::error::{Error, Outcome};
-use crate::import::backups::{Importer, Taken, present};
+use crate::import::backups::{Importer, Taken};
 use crate::import::barman::configuration;
 use crate::import::barman::{BarmanHome, Options, Tarball};
 use crate::import::gpg::Passphrase;
@@ -31,7 +31,7 @@ pub(crate) fn run(app: &mut App, args: &ImportArgs) -> Result<Outcome, Error> {
     let server = server(app, &args.server)?;
     let mut source = open(args)?;
     let Listing { backups, left_out } = source.backups()?;
-    let chosen = choose(backups, &args.backups)?;
+    let chosen = choose(backups, &left_out, &args.backups)?;
     let mut report = Import {
         server: server.to_string(),
         source: source.described(),
@@ -52,7 +52,7 @@ fn plan(app: &App, server: &ServerName, chosen: &[ForeignBackup], report: &mut I
     let repository = app.repository_if_made()?;
     for backup in chosen {
         let here = match &repository {
-            Some(repository) => present(repository, server, backup)?,
+            Some(repository) => backup.identity().find(repository, server)?,
             None => None,
         };
         report.backups.push(match here {
@@ -157,11 +157,18 @@ fn barman_options(args: &BarmanArgs) -> Result<Options, Error> {
 }
 
 /// The backups with these names; all if there are none.
-fn choose(mut backups: Vec<ForeignBackup>, names: &[String]) -> Result<Vec<ForeignBackup>, Error> {
+fn choose(
+    mut backups: Vec<ForeignBackup>,
+    left_out: &[LeftOut],
+    names: &[String],
+) -> Result<Vec<ForeignBackup>, Error> {
     let unknown = names
         .iter()
         .find(|name| !backups.iter().any(|backup| backup.name == **name));
     if let Some(unknown) = unknown {
+        if let Some(LeftOut { why, .. }) = left_out.iter().find(|left_out| left_out.what == *unknown) {
+            return Err(Error::failed(format!("Backup {unknown} cannot be taken: {why}")));
+        }
         let there: Vec<&str> = backups.iter().map(|backup| backup.name.as_str()).collect();
         return Err(
             Error::failed(format!("The source has no backup {unknown} that can be taken"))

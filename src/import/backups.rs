@@ -15,7 +15,6 @@ use barmanfs_pg::pg_control::{ControlError, ControlFile};
 use barmanfs_pg::wal_name::segments_between;
 use barmanfs_store::{Attributes, DirectoryRef, TreeReader};
 
-use super::intake::imported;
 use super::manifest::{self, Files};
 use super::{Arrived, ForeignBackup, ForeignConfiguration, Intake, LeftOut, Manifest, Source};
 use crate::backup::compose::{Composer, Parent};
@@ -73,7 +72,7 @@ impl Importer<'_> {
         backup: &ForeignBackup,
         previous: Option<&Backup>,
     ) -> Result<Taken, Error> {
-        if let Some(here) = present(self.repository, self.server, backup)? {
+        if let Some(here) = backup.identity().find(self.repository, self.server)? {
             return Ok(Taken::Present(Box::new(here)));
         }
         let left_out = |error: &Error| Taken::LeftOut(LeftOut::problem(&backup.name, error.to_string()));
@@ -176,6 +175,7 @@ impl Importer<'_> {
         *repository_failed = intake.repository_failed;
         let arrived = arrived?;
         let (read_bytes, shared_bytes) = (intake.read_bytes, intake.shared_bytes);
+        let sums = intake.files.take_sums();
         let (_, seen, composer) = intake.files.finish();
         let has_altered = composer.as_ref().is_some_and(Composer::has_altered);
         let notes = composer.map_or_else(|| SentNotesWriter::in_any_order().finish(), Composer::finish);
@@ -188,6 +188,7 @@ impl Importer<'_> {
         let files = Files {
             seen,
             notes,
+            sums,
             has_altered,
             trees: &trees,
             root: &root,
@@ -266,7 +267,9 @@ impl Importer<'_> {
         let Some(target) = foreign.keep else {
             return Ok(());
         };
-        let Some(backup) = imported(self.repository, self.server, &foreign.name)? else {
+        // A backup that was not imported has its own keeper.
+        let here = foreign.identity().find(self.repository, self.server)?;
+        let Some(backup) = here.filter(|here| here.imported.is_some()) else {
             return Ok(());
         };
         if backup.status != BackupStatus::Done {
@@ -284,28 +287,6 @@ impl Importer<'_> {
         let why = format!("kept where it was imported from, at {}", moment::now());
         Ok(self.repository.keep_backup(&backup, target, None, Some(why))?)
     }
-}
-
-/// The backup that is here already, if it is: imported, or the same one under the same id.
-///
-/// # Errors
-/// When the catalog cannot be read.
-pub(crate) fn present(
-    repository: &Repository,
-    server: &ServerName,
-    backup: &ForeignBackup,
-) -> Result<Option<Backup>, Error> {
-    let is_same = |here: &Backup| {
-        let is_named = here
-            .imported
-            .as_ref()
-            .map_or(here.id == backup.id, |from| from.name == backup.name);
-        is_named
-            && here.is_complete()
-            && here.system_id == backup.system_id
-            && here.start_lsn == Some(backup.start_lsn)
-    };
-    Ok(repository.backups(server)?.into_iter().find(is_same))
 }
 
 fn check_label(backup: &ForeignBackup, label: &BackupLabel) -> Result<(), Error> {

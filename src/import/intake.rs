@@ -1,10 +1,12 @@
 //! Takes the files of one backup from a source, and stores them while they are read.
 
+use std::fs::File;
 use std::io::{self, Read};
 
-use barmanfs_catalog::{Backup, Repository, ServerName};
+use barmanfs_catalog::{Repository, ServerName};
 use barmanfs_store::{Attributes, DirectoryRef, TreeReader};
 
+use super::{Identity, manifest};
 use crate::backup::compose::Incompatible;
 use crate::backup::files::{BackupFiles, MANIFEST, file_map};
 use crate::error::Error;
@@ -49,7 +51,7 @@ pub(crate) enum Part {
 
 /// The files of an imported backup.
 pub(super) struct Other {
-    name: String,
+    identity: Identity,
     /// `None` if it is not here.
     files: Option<(TreeReader, DirectoryRef)>,
 }
@@ -79,6 +81,20 @@ impl<'a> Intake<'a> {
     /// The mode of a data directory before its source says another one.
     pub(super) const fn root_mode() -> u32 {
         ROOT_MODE
+    }
+
+    /// Prepares for the checksums of this manifest, before any file. A manifest that is known only later is checked by reading
+    /// back what was stored.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub(crate) fn expect(&mut self, manifest: &mut File) -> Result<(), Error> {
+        let found = manifest::sha2(manifest);
+        let found = found.map_err(|error| Error::failed(format!("Cannot read backup_manifest: {error}")))?;
+        if let Some(algorithm) = found {
+            self.files.sum(algorithm, manifest::CHANGED);
+        }
+        Ok(())
     }
 
     /// Adds a directory.
@@ -135,16 +151,21 @@ impl<'a> Intake<'a> {
     /// When that backup cannot be looked up, or the file cannot be stored.
     pub(crate) fn same_as(
         &mut self,
-        name: &str,
+        other: &Identity,
         path: &[u8],
         attributes: Attributes,
         size_bytes: u64,
     ) -> Result<bool, Error> {
-        if self.other.as_ref().is_none_or(|other| other.name != name) {
-            let files = imported(self.repository, self.server, name)?
+        // Its SHA-2 is known only of what is read.
+        if self.files.is_summing() {
+            return Ok(false);
+        }
+        if self.other.as_ref().is_none_or(|last| last.identity != *other) {
+            let files = other
+                .find(self.repository, self.server)?
                 .and_then(|backup| Some((self.repository.trees(), backup.root?.directory)));
             self.other = Some(Other {
-                name: name.to_owned(),
+                identity: other.clone(),
                 files,
             });
         }
@@ -232,16 +253,4 @@ impl<'a> Intake<'a> {
 
 fn wrong(path: &[u8], why: std::fmt::Arguments<'_>) -> Error {
     Error::failed(format!("{}: {why}", printable(path)))
-}
-
-/// The complete backup of this server that was imported under this name.
-pub(super) fn imported(
-    repository: &Repository,
-    server: &ServerName,
-    name: &str,
-) -> Result<Option<Backup>, Error> {
-    let backups = repository.backups(server)?;
-    Ok(backups.into_iter().rfind(|backup| {
-        backup.is_complete() && backup.imported.as_ref().is_some_and(|from| from.name == name)
-    }))
 }

@@ -24,7 +24,7 @@ use barmanfs_pg::pg_control::ControlFile;
 use barmanfs_store::Attributes;
 
 use super::directory::cannot_read;
-use super::{Arrived, ForeignBackup, ForeignWal, Intake, LeftOut, Listing, Manifest, Source};
+use super::{Arrived, ForeignBackup, ForeignWal, Identity, Intake, LeftOut, Listing, Manifest, Source};
 use crate::error::Error;
 use crate::output::printable;
 use content::Store;
@@ -158,6 +158,19 @@ impl PgBackRest {
             size_bytes: Some(size_bytes),
         })
     }
+}
+
+/// By what the backup of a manifest is found here.
+fn identity_of(manifest: &format::Manifest) -> Option<Identity> {
+    let (timeline, start_lsn) = manifest.start?;
+    Some(Identity {
+        name: manifest.label.to_string(),
+        id: BackupId::at(manifest.start_time),
+        system_id: manifest.system_id,
+        timeline,
+        start_lsn,
+        stop_lsn: manifest.stop_lsn?,
+    })
 }
 
 /// What its user wrote on a backup.
@@ -312,8 +325,10 @@ impl PgBackRest {
             if holder.as_ref().is_none_or(|holder| holder.label != *label) {
                 holder = Some(self.holder(label, manifest));
             }
-            let is_same = holder.as_ref().is_some_and(|holder| holder.has(file));
-            if is_same && intake.same_as(label.as_str(), &file.path, attributes, file.size_bytes)? {
+            let other = holder.as_ref().and_then(|holder| holder.with(file));
+            if let Some(other) = other
+                && intake.same_as(other, &file.path, attributes, file.size_bytes)?
+            {
                 continue;
             }
             let content = store.content(manifest, file);
@@ -327,15 +342,19 @@ impl PgBackRest {
     /// What the backup with this label says about its files, if it is another one. If that cannot be read, nothing is taken over
     /// from it.
     fn holder(&self, label: &Label, manifest: &format::Manifest) -> Holder {
-        let mut sums = HashMap::new();
+        let (mut sums, mut identity) = (HashMap::new(), None);
         if *label != manifest.label {
             match self.manifest(label) {
-                Ok(other) => sums.extend(other.files.into_iter().map(|file| (file.path, file.checksum))),
+                Ok(other) => {
+                    identity = identity_of(&other);
+                    sums.extend(other.files.into_iter().map(|file| (file.path, file.checksum)));
+                }
                 Err(error) => tracing::info!("Nothing is taken over from the backup {label}: {error}"),
             }
         }
         Holder {
             label: label.clone(),
+            identity,
             sums,
         }
     }
@@ -344,13 +363,16 @@ impl PgBackRest {
 /// The backup that has a file.
 struct Holder {
     label: Label,
+    /// By what it is found here; `None` for the backup that is being read.
+    identity: Option<Identity>,
     /// SHA-1 of each of its files, unless it is the backup that is being read.
     sums: HashMap<Box<[u8]>, Sha1Sum>,
 }
 
 impl Holder {
-    /// Whether the file was the same one there.
-    fn has(&self, file: &format::File) -> bool {
-        self.sums.get(&file.path) == Some(&file.checksum)
+    /// The other backup, if the file was the same one there.
+    fn with(&self, file: &format::File) -> Option<&Identity> {
+        let is_same = self.sums.get(&file.path) == Some(&file.checksum);
+        self.identity.as_ref().filter(|_| is_same)
     }
 }

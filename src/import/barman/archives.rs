@@ -8,7 +8,7 @@ use barmanfs_store::{Attributes, open_regular};
 
 use super::gathered::Gathered;
 use super::listing::{ArchiveFile, Found};
-use super::tree::has_manifest;
+use super::tree::given_manifest;
 use crate::error::Error;
 use crate::import::directory::{attributes, cannot_read};
 use crate::import::members::Members;
@@ -33,15 +33,14 @@ pub(super) fn read(
         mode: Intake::root_mode(),
         ..attributes(&root)
     };
-    check_tablespaces(found, files)?;
     let mut gathered = Gathered::new(&found.info);
     match found.info.mode.as_deref() {
         Some("postgres") => {
+            let manifest = given_manifest(&found.info, place, intake)?;
             for file in files {
                 let mut content = open(&file.path, plain)?;
                 intake.archive(Part::Files(archive(file)), &shown(&file.path), &mut content)?;
             }
-            let manifest = open_manifest(found, place)?;
             // PostgreSQL sends whole data directories: nothing is added.
             Ok(gathered.arrived(root, manifest))
         }
@@ -72,39 +71,6 @@ fn shown(path: &Path) -> String {
 fn open(path: &Path, plain: &Plain) -> Result<Box<dyn std::io::Read>, Error> {
     let file = open_regular(path).map_err(|error| cannot_read(path, &error))?;
     plain.of(file).map_err(|error| cannot_read(path, &error))
-}
-
-/// Each tablespace has its archive, and no archive is of another one.
-fn check_tablespaces(found: &Found, files: &[ArchiveFile]) -> Result<(), Error> {
-    let known: Vec<u32> = found
-        .info
-        .tablespaces
-        .iter()
-        .map(|tablespace| tablespace.oid)
-        .collect();
-    let there: Vec<u32> = files.iter().filter_map(|file| file.name.tablespace).collect();
-    if let Some(missing) = known.iter().find(|oid| !there.contains(oid)) {
-        return Err(Error::failed(format!(
-            "its archive of tablespace {missing} is missing"
-        )));
-    }
-    match there.iter().find(|oid| !known.contains(oid)) {
-        Some(unknown) => Err(Error::failed(format!(
-            "it has an archive of tablespace {unknown}, which its backup.info does not list"
-        ))),
-        None => Ok(()),
-    }
-}
-
-fn open_manifest(found: &Found, place: &Path) -> Result<Manifest, Error> {
-    let path = place.join("backup_manifest");
-    match open_regular(&path) {
-        Ok(file) => Ok(Manifest::Given(Box::new(file))),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound && !has_manifest(&found.info) => {
-            Ok(Manifest::Made)
-        }
-        Err(error) => Err(cannot_read(&path, &error)),
-    }
 }
 
 /// Stores a part of a cloud's layout, whose members are files like those of rsync. Returns the attributes of the data directory,

@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use barmanfs_catalog::KeepTarget;
-use barmanfs_foreign::barman::backup_info::{self, BackupInfo, Moment, Status};
+use barmanfs_foreign::barman::backup_info::{self, BackupInfo, Moment, Status, Tablespace};
 use barmanfs_foreign::barman::identity::{self, Identity};
 use barmanfs_foreign::barman::names::{BackupId, KeepMark, MetaKind, MetaName, TarName};
 use barmanfs_pg::SystemId;
@@ -16,6 +16,7 @@ use super::Options;
 use crate::error::Error;
 use crate::import::directory::{cannot_read, read_small};
 use crate::import::{ForeignBackup, LeftOut};
+use crate::output::printable;
 
 /// The tool, in the record of a backup. Its version is nowhere in a home.
 pub(super) const TOOL: &str = "Barman";
@@ -179,6 +180,9 @@ impl Reader<'_> {
             ));
         }
         let layout = layout(&place).map_err(|error| problem(error.to_string()))?;
+        if let Layout::Archives(files) = &layout {
+            check_archives(files, &info).map_err(problem)?;
+        }
         if let Layout::Archives(files) = &layout
             && files.iter().any(|file| file.name.is_encrypted)
             && self.options.plain.passphrase.is_none()
@@ -336,10 +340,134 @@ fn archives(place: &Path) -> Result<Vec<ArchiveFile>, Error> {
             )));
         }
     }
-    match archives.last() {
-        Some(last) if last.name.tablespace.is_some() => {
-            Err(Error::failed("its archive of the data directory is missing"))
+    Ok(archives)
+}
+
+/// The archives are all of the backup's, as far as their names and sizes show.
+fn check_archives(files: &[ArchiveFile], info: &BackupInfo) -> Result<(), String> {
+    if !files.iter().any(|file| file.name.tablespace.is_none()) {
+        return Err("its archive of the data directory is missing".to_owned());
+    }
+    check_tablespaces(files, info)?;
+    let mut before: Option<TarName> = None;
+    for file in files {
+        let name = file.name;
+        let expected = match before {
+            Some(before) if before.tablespace == name.tablespace => before.part + 1,
+            _ => 0,
+        };
+        if name.part != expected {
+            let shown = file.path.file_name().unwrap_or_default().display();
+            return Err(format!(
+                "it has {shown}, and part {expected} of the same archive is missing"
+            ));
         }
-        _ => Ok(archives),
+        before = Some(name);
+    }
+    check_size(files, info)
+}
+
+/// Each tablespace has its archive, and no archive is of another one.
+fn check_tablespaces(files: &[ArchiveFile], info: &BackupInfo) -> Result<(), String> {
+    let there: Vec<u32> = files.iter().filter_map(|file| file.name.tablespace).collect();
+    if let Some(missing) = info.tablespaces.iter().find(|known| !there.contains(&known.oid)) {
+        return Err(missing_tablespace(missing));
+    }
+    match there
+        .iter()
+        .find(|oid| !info.tablespaces.iter().any(|known| known.oid == **oid))
+    {
+        Some(unknown) => Err(format!(
+            "it has an archive of tablespace {unknown}, which its backup.info does not list"
+        )),
+        None => Ok(()),
+    }
+}
+
+/// Says that a tablespace is listed and not there.
+pub(super) fn missing_tablespace(tablespace: &Tablespace) -> String {
+    format!(
+        "the files of its tablespace {}, OID {}, are missing",
+        printable(tablespace.name.as_bytes()),
+        tablespace.oid
+    )
+}
+
+/// Of what it has put into a cloud, Barman notes how many bytes the archives have together. So a last part that is missing
+/// shows, which no number does.
+fn check_size(files: &[ArchiveFile], info: &BackupInfo) -> Result<(), String> {
+    let Some(expected) = info
+        .size_bytes
+        .filter(|_| info.mode.as_deref() != Some("postgres"))
+    else {
+        return Ok(());
+    };
+    let mut found = 0_u64;
+    for file in files {
+        let size = fs::metadata(&file.path).map(|found| found.len());
+        found += size.map_err(|error| cannot_read(&file.path, &error).to_string())?;
+    }
+    match found < expected {
+        true => Err(format!(
+            "its archives have {found} bytes together, and its backup.info says {expected}: one is cut, or a last part is missing"
+        )),
+        false => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is said of archives with these names, each of one byte, in a backup with the tablespaces 1 and 2.
+    fn said(names: &[&str], size: &str) -> String {
+        let place = tempfile::tempdir().unwrap();
+        for name in names {
+            fs::write(place.path().join(name), "x").unwrap();
+        }
+        let mut text: String = [
+            "begin_time",
+            "begin_wal",
+            "begin_xlog",
+            "end_time",
+            "end_wal",
+            "end_xlog",
+        ]
+        .iter()
+        .map(|key| format!("{key}=None\n"))
+        .collect();
+        text += &format!("status=DONE\nsize={size}\nmode=concurrent\ntimeline=1\nversion=None\n");
+        text += "tablespaces=[('one', 1, '/one'), ('two', 2, '/two')]\n";
+        let info = BackupInfo::parse(text.as_bytes()).unwrap();
+        let files = archives(place.path()).unwrap();
+        check_archives(&files, &info).err().unwrap_or_default()
+    }
+
+    #[test]
+    fn no_archive_and_no_part_may_be_missing() {
+        let whole = [
+            "data.tar",
+            "data_0001.tar",
+            "data_0002.tar",
+            "1.tar.gz",
+            "2.tar",
+            "2_0001.tar",
+        ];
+        assert_eq!(said(&whole, "None"), "");
+        assert_eq!(said(&whole, "6"), "");
+        for (missing, says) in [
+            ("data.tar", "data_0001.tar, and part 0"),
+            ("data_0001.tar", "data_0002.tar, and part 1"),
+            ("data_0002.tar", "a last part is missing"),
+            ("1.tar.gz", "tablespace one, OID 1"),
+            ("2.tar", "2_0001.tar, and part 0"),
+            ("2_0001.tar", "a last part is missing"),
+        ] {
+            let left: Vec<&str> = whole.into_iter().filter(|name| *name != missing).collect();
+            let said = said(&left, "6");
+            assert!(said.contains(says), "{missing}: {said}");
+        }
+        assert!(said(&["1.tar", "2.tar"], "None").contains("data directory"));
+        assert!(said(&["data.tar", "1.tar", "2.tar", "3.tar"], "None").contains("tablespace 3"));
     }
 }

@@ -4,6 +4,7 @@
 //! It is read as a stream, once for each purpose. The file's name has the beginning of its SHA-256, which is checked before
 //! anything is taken.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::path::{Path, PathBuf};
@@ -18,7 +19,7 @@ use sha2::{Digest, Sha256};
 use super::Options;
 use super::archives::store_member;
 use super::gathered::Gathered;
-use super::listing::{TOOL, foreign};
+use super::listing::{TOOL, foreign, missing_tablespace};
 use crate::error::Error;
 use crate::import::directory::cannot_read;
 use crate::import::members::Members;
@@ -189,6 +190,7 @@ impl Source for Tarball {
             gathered: Gathered::new(info),
             root: None,
             manifest: None,
+            tablespaces: BTreeSet::new(),
         };
         let mut members = self.open()?;
         while let Some(entry) = members.next_member()? {
@@ -219,6 +221,8 @@ struct Reader<'a> {
     root: Option<Attributes>,
     /// The server's manifest.
     manifest: Option<File>,
+    /// The tablespaces whose files have come.
+    tablespaces: BTreeSet<u32>,
 }
 
 impl Reader<'_> {
@@ -259,11 +263,12 @@ impl Reader<'_> {
     ) -> Result<(), Error> {
         let name = path.split(|byte| *byte == b'/').next().unwrap_or_default();
         let oid = std::str::from_utf8(name).ok().and_then(names::oid_of);
-        let is_known = oid.is_some_and(|oid| self.info.tablespaces.iter().any(|known| known.oid == oid));
+        let known = oid.filter(|oid| self.info.tablespaces.iter().any(|known| known.oid == *oid));
         // Beside archives there are empty directories for the tablespaces.
-        if !is_known || (path == name && self.is_in_archives()) {
+        let Some(oid) = known.filter(|_| path != name || !self.is_in_archives()) else {
             return Ok(());
-        }
+        };
+        self.tablespaces.insert(oid);
         let path = [b"pg_tblspc/", path].concat();
         store_member(&path, entry, content, &mut self.gathered, intake)
     }
@@ -283,6 +288,7 @@ impl Reader<'_> {
     ) -> Result<(), Error> {
         let part = Part::Files(name.tablespace.map_or(Archive::Main, Archive::Tablespace));
         let shown = printable(path);
+        self.tablespaces.extend(name.tablespace);
         if name.is_encrypted {
             // gpg reads by itself, and what is read here cannot be handed over to it.
             let spooled = spooled(content).map_err(|error| unreadable(path, &error))?;
@@ -303,6 +309,10 @@ impl Reader<'_> {
 
     fn finish(self, intake: &mut Intake<'_>) -> Result<Arrived, Error> {
         let root = self.root.ok_or_else(|| Error::failed("it has no backup/data"))?;
+        let mut listed = self.info.tablespaces.iter();
+        if let Some(missing) = listed.find(|listed| !self.tablespaces.contains(&listed.oid)) {
+            return Err(Error::failed(missing_tablespace(missing)));
+        }
         match self.manifest {
             Some(manifest) => {
                 let manifest = Manifest::Given(Box::new(manifest));

@@ -16,7 +16,7 @@ use super::listing::{Found, Layout};
 use crate::backup::files::MANIFEST;
 use crate::error::Error;
 use crate::import::directory::{self, Choice, attributes, cannot_read};
-use crate::import::{Arrived, Intake, Manifest};
+use crate::import::{Arrived, Identity, Intake, Manifest};
 use crate::output::printable;
 
 /// Where tablespaces are in a backup here.
@@ -32,6 +32,7 @@ pub(super) fn read(
         return Err(Error::failed("it is no directory"));
     };
     let root = fs::symlink_metadata(data).map_err(|error| cannot_read(data, &error))?;
+    let manifest = given_manifest(&found.info, data, intake)?;
     let mut walk = Walk {
         info: &found.info,
         gathered: Gathered::new(&found.info),
@@ -44,19 +45,25 @@ pub(super) fn read(
         let place = tablespaces.join(tablespace.oid.to_string());
         walk.tablespace(intake, tablespace.oid, &place)?;
     }
-    let manifest = manifest(&found.info, data)?;
     walk.gathered.finish(intake, attributes(&root), manifest)
 }
 
-/// The server's manifest. One that Barman has made lists only what it had copied, with checksums of its own.
-fn manifest(info: &BackupInfo, data: &Path) -> Result<Manifest, Error> {
+/// The server's manifest in `place`, before the files are stored. One that Barman has made lists only what it had copied, with
+/// checksums of its own.
+pub(super) fn given_manifest(
+    info: &BackupInfo,
+    place: &Path,
+    intake: &mut Intake<'_>,
+) -> Result<Manifest, Error> {
     if info.mode.as_deref() != Some("postgres") {
         return Ok(Manifest::Made);
     }
-    let path = data.join("backup_manifest");
+    let path = place.join("backup_manifest");
     match open_regular(&path) {
-        Ok(file) => Ok(Manifest::Given(Box::new(file))),
-        // Servers before 13 have none.
+        Ok(mut file) => {
+            intake.expect(&mut file)?;
+            Ok(Manifest::Given(Box::new(file)))
+        }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound && !has_manifest(info) => {
             Ok(Manifest::Made)
         }
@@ -64,14 +71,14 @@ fn manifest(info: &BackupInfo, data: &Path) -> Result<Manifest, Error> {
     }
 }
 
-/// Whether the server sends a manifest.
+/// Whether the server sends a manifest: those before 13 do not.
 pub(super) fn has_manifest(info: &BackupInfo) -> bool {
     info.version.is_some_and(|version| version.major() >= 13)
 }
 
 /// The backup whose files may be the same.
 struct Previous<'a> {
-    name: &'a str,
+    identity: Identity,
     data: &'a Path,
     tablespaces: &'a Path,
 }
@@ -80,7 +87,7 @@ impl<'a> Previous<'a> {
     fn of(found: &'a Found) -> Option<Self> {
         match &found.layout {
             Layout::Tree { data, tablespaces } => Some(Self {
-                name: &found.backup.name,
+                identity: found.backup.identity(),
                 data,
                 tablespaces,
             }),
@@ -144,7 +151,7 @@ impl Walk<'_> {
             return Ok(Choice::Take);
         };
         let is_same = found.is_file() && found.nlink() > 1 && previous.has(path, found);
-        if is_same && intake.same_as(previous.name, path, attributes(found), found.len())? {
+        if is_same && intake.same_as(&previous.identity, path, attributes(found), found.len())? {
             return Ok(Choice::Stored);
         }
         Ok(Choice::Take)
