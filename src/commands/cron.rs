@@ -15,7 +15,7 @@ mod task;
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use barmanfs_catalog::recovery::zone_of;
 use barmanfs_catalog::retention::{NewestRecord, RetentionRules};
@@ -29,6 +29,7 @@ use crate::cli::upkeep::CronArgs;
 use crate::config::{Archiver, ServerConfig};
 use crate::error::{Error, Outcome};
 use crate::incoming;
+use crate::moment;
 use launch::Launcher;
 
 /// As many backups of a server are looked at, the newest ones: what is due does not depend on older ones, and a minute
@@ -79,7 +80,7 @@ pub(crate) fn run(app: &mut App, args: &CronArgs) -> Result<Outcome, Error> {
         );
         return Ok(Outcome::Done);
     };
-    let now = SystemTime::now().into();
+    let now = moment::now();
     let mut servers: Vec<ServerConfig> = app.config.servers.clone();
     servers.retain(|server| server.active);
     servers.sort_by(|one, other| one.name.cmp(&other.name));
@@ -87,7 +88,6 @@ pub(crate) fn run(app: &mut App, args: &CronArgs) -> Result<Outcome, Error> {
         repository: &repository,
         launcher: Launcher::new(app, args)?,
         notifies: servers.iter().any(notify::is_told),
-        now,
         backups_running: 0,
         retentions_running: 0,
         newest_record: None,
@@ -148,7 +148,6 @@ struct Round<'a> {
     repository: &'a Repository,
     launcher: Launcher,
     notifies: bool,
-    now: TimestampMicros,
     backups_running: usize,
     retentions_running: usize,
     /// Looked up when it is needed first.
@@ -237,14 +236,14 @@ impl Round<'_> {
         let last = subject.memory.tasks.get(&CronTask::Retention);
         let began = last.map(|last| last.began_at);
         let newest = subject.newest_done().and_then(|backup| backup.end_time);
-        let is_recent = due::is_within(RETENTION_EVERY, began, self.now) && newest <= began;
+        let is_recent = due::is_within(RETENTION_EVERY, began, moment::now()) && newest <= began;
         // A process that runs for other servers may come to this one later.
         let may_wait = self.retentions_running > 0 && last.is_some_and(|last| last.ended_at.is_none());
         if subject.backups.is_empty()
             || (rules.backups.is_none() && rules.failed_backups.is_none())
             || is_recent
             || may_wait
-            || !due::may_try_again(last, self.now)
+            || !due::may_try_again(last, moment::now())
             || self
                 .repository
                 .is_task_running(CronTask::Retention, Some(&subject.server.name))?
@@ -266,7 +265,9 @@ impl Round<'_> {
             None => *self.newest_record.insert(self.repository.newest_record()?),
         };
         let server = &subject.server.name;
-        Ok(self.repository.is_quiet(server, rules, quiet, newest, self.now)?)
+        Ok(self
+            .repository
+            .is_quiet(server, rules, quiet, newest, moment::now())?)
     }
 
     /// Starts a receiver where there is none. It stops none: a person or a service manager may have started it.
@@ -278,7 +279,7 @@ impl Round<'_> {
             || self
                 .repository
                 .is_task_running(CronTask::ReceiveWal, Some(name))?
-            || !due::may_try_again(last, self.now)
+            || !due::may_try_again(last, moment::now())
             || is_unit_enabled(
                 Path::new(SYSTEMD_UNITS),
                 &format!("barmanfs-receive-wal@{name}.service"),
@@ -300,7 +301,7 @@ impl Round<'_> {
             .map_err(|error| Error::failed(format!("Cannot read {}: {error}", directory.display())))?;
         let last = subject.memory.tasks.get(&CronTask::ArchiveWal);
         if waiting.is_empty()
-            || !due::may_try_again(last, self.now)
+            || !due::may_try_again(last, moment::now())
             || self
                 .repository
                 .is_task_running(CronTask::ArchiveWal, Some(&server.name))?
@@ -324,7 +325,7 @@ impl Round<'_> {
         let last = subject.memory.tasks.get(&CronTask::Backup);
         let done = last_good.map(|backup| backup.begin_time);
         if subject.backups.iter().any(runs)
-            || !due::is_due(schedule, done, last, self.now, &subject.zone)
+            || !due::is_due(schedule, done, last, moment::now(), &subject.zone)
             || self.repository.is_task_running(CronTask::Backup, Some(name))?
         {
             return Ok(());
@@ -343,7 +344,7 @@ impl Round<'_> {
         let last = subject.memory.tasks.get(&CronTask::Audit);
         if subject.server.audit_sample == 0
             || audited == Some(backup.id)
-            || !due::may_try_again(last, self.now)
+            || !due::may_try_again(last, moment::now())
             || self
                 .repository
                 .is_task_running(CronTask::Audit, Some(&subject.server.name))?
@@ -359,7 +360,8 @@ impl Round<'_> {
         };
         let done = self.repository.last_boot_test(&subject.server.name)?;
         let last = subject.memory.tasks.get(&CronTask::BootTest);
-        if subject.newest_done().is_none() || !due::is_due(schedule, done, last, self.now, &subject.zone) {
+        if subject.newest_done().is_none() || !due::is_due(schedule, done, last, moment::now(), &subject.zone)
+        {
             return Ok(());
         }
         self.boot_tests.push(subject.due(CronTask::BootTest));
@@ -380,7 +382,7 @@ impl Round<'_> {
         let names: Vec<ServerName> = due.into_iter().map(|due| due.server).collect();
         for part in names.chunks(names.len().div_ceil(at_once)) {
             self.launcher
-                .start(self.repository, CronTask::Retention, part, self.now)?;
+                .start(self.repository, CronTask::Retention, part, moment::now())?;
         }
         Ok(())
     }
@@ -407,7 +409,7 @@ impl Round<'_> {
             due.sort();
             for Due { server, .. } in due.into_iter().take(at_once) {
                 let of = std::slice::from_ref(&server);
-                let started = self.launcher.start(self.repository, task, of, self.now);
+                let started = self.launcher.start(self.repository, task, of, moment::now());
                 failed.extend(started.err().map(|error| (server, error)));
             }
         }
@@ -416,7 +418,7 @@ impl Round<'_> {
 
     fn start(&mut self, task: CronTask, subject: &Subject<'_>) -> Result<(), Error> {
         let of = std::slice::from_ref(&subject.server.name);
-        self.launcher.start(self.repository, task, of, self.now)
+        self.launcher.start(self.repository, task, of, moment::now())
     }
 
     fn look_after_repository(&mut self) -> Result<(), Error> {
@@ -434,8 +436,8 @@ impl Round<'_> {
     fn sweep(&mut self) -> Result<(), Error> {
         let memory = self.repository.repository_memory()?;
         let last = memory.tasks.get(&CronTask::Sweep).map(|last| last.began_at);
-        if due::is_within(SWEEP_AT_MOST_EVERY, last, self.now)
-            || due::is_within(WEIGH_EVERY, memory.weighed_at, self.now)
+        if due::is_within(SWEEP_AT_MOST_EVERY, last, moment::now())
+            || due::is_within(WEIGH_EVERY, memory.weighed_at, moment::now())
             || self.repository.is_task_running(CronTask::Sweep, None)?
         {
             return Ok(());
@@ -443,16 +445,16 @@ impl Round<'_> {
         let last = last.unwrap_or(self.repository.settings().created_at);
         let bytes = self.repository.freeable(memory.swept_through)?.bytes();
         let pays = bytes >= SWEPT_BYTES
-            || !due::is_within(SWEEP_AT_LEAST_EVERY, Some(last), self.now)
+            || !due::is_within(SWEEP_AT_LEAST_EVERY, Some(last), moment::now())
             || bytes > 0 && bytes >= self.repository.pack_totals()?.bytes / SWEPT_SHARE;
         if pays {
             return self
                 .launcher
-                .start(self.repository, CronTask::Sweep, &[], self.now);
+                .start(self.repository, CronTask::Sweep, &[], moment::now());
         }
         if bytes > 0 {
             self.repository
-                .remember_of_repository(|memory| memory.weighed_at = Some(self.now))?;
+                .remember_of_repository(|memory| memory.weighed_at = Some(moment::now()))?;
         }
         Ok(())
     }
@@ -463,19 +465,19 @@ impl Round<'_> {
             return Ok(());
         }
         self.launcher
-            .start(self.repository, CronTask::Notify, &[], self.now)
+            .start(self.repository, CronTask::Notify, &[], moment::now())
     }
 
     fn verify(&mut self) -> Result<(), Error> {
         let memory = self.repository.repository_memory()?;
         let last = memory.tasks.get(&CronTask::Verify).map(|last| last.began_at);
-        if due::is_within(VERIFY_EVERY, last, self.now)
+        if due::is_within(VERIFY_EVERY, last, moment::now())
             || self.repository.is_task_running(CronTask::Verify, None)?
         {
             return Ok(());
         }
         self.launcher
-            .start(self.repository, CronTask::Verify, &[], self.now)
+            .start(self.repository, CronTask::Verify, &[], moment::now())
     }
 }
 

@@ -25,9 +25,9 @@ pub(super) fn is_due(
 ) -> bool {
     // What has succeeded is done, even if nothing is left of it.
     let succeeded = last.filter(|last| last.ended_at.is_some() && last.error.is_none());
-    let done = done.max(succeeded.map(|last| last.began_at));
     // A clock that was set back must not stop the backups.
-    let done = done.filter(|done| *done <= now);
+    let times = [done, succeeded.map(|last| last.began_at)].into_iter().flatten();
+    let done = times.filter(|done| *done <= now).max();
     let is_time = done.is_none_or(|done| schedule.next(done, zone).is_some_and(|due| due <= now));
     is_time && may_try_again(last, now)
 }
@@ -97,6 +97,12 @@ mod tests {
         let taken = attempt(2 * HOUR, Some(2 * HOUR + 60), 0);
         assert!(!due(None, Some(&taken), 3 * HOUR));
         assert!(due(None, Some(&taken), 26 * HOUR));
+    }
+
+    #[test]
+    fn what_was_done_while_it_was_decided_is_not_done_again() {
+        let taken = attempt(2 * HOUR, Some(2 * HOUR + 60), 0);
+        assert!(!due(Some(2 * HOUR + 5), Some(&taken), 2 * HOUR + 1));
     }
 
     #[test]
