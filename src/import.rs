@@ -15,6 +15,7 @@ pub(crate) mod gpg;
 mod intake;
 mod manifest;
 mod members;
+mod own_wal;
 pub(crate) mod passphrase;
 pub(crate) mod pg_basebackup;
 pub(crate) mod pgbackrest;
@@ -23,6 +24,7 @@ pub(crate) mod plain;
 pub(crate) mod wal;
 
 use std::io::{self, Read};
+use std::path::PathBuf;
 
 use barmanfs_catalog::{Backup, BackupId, KeepTarget, Repository, ServerName, Tablespace};
 use barmanfs_pg::wal_name::WalName;
@@ -215,6 +217,8 @@ pub(crate) struct ForeignWal {
     pub(crate) name: WalName,
     /// Where it is, for messages.
     pub(crate) place: String,
+    /// The file, if another program may still be copying it there.
+    pub(crate) arriving: Option<PathBuf>,
     pub(crate) open: OpenWal,
 }
 

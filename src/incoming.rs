@@ -4,7 +4,7 @@
 //! nothing: some copiers give a file its final size first ([`whole`]). What is archived is removed. What cannot be archived
 //! goes into `errors` beside the directory, and stops nothing behind it.
 
-mod whole;
+pub(crate) mod whole;
 
 use std::fs::{self, File};
 use std::io;
@@ -131,7 +131,7 @@ pub(crate) fn archive(
 }
 
 fn archive_one(hooks: &Hooks<'_>, name: &str, path: &Path) -> Result<Fate, Error> {
-    let unusable = |why: String| match may_be_copied(path, COPIED_WITHIN) {
+    let unusable = |why: String| match is_recent(path) {
         true => {
             tracing::debug!("{} waits: {why}", path.display());
             Fate::Waits
@@ -171,17 +171,14 @@ fn archive_one(hooks: &Hooks<'_>, name: &str, path: &Path) -> Result<Fate, Error
         }
         Err(error) => return Ok(unusable(format!("it cannot be decompressed: {error}"))),
     };
-    match whole::wholeness(&wal_name, &arriving.file) {
+    match judged(&wal_name, &arriving.file, path) {
         Err(error) => return Ok(unreadable(path, &error)),
-        Ok(Checked::Wrong(why)) => return Ok(unusable(why)),
-        Ok(Checked::Unproven { segment, is_likely }) => {
-            let within = if is_likely { SETTLED_AFTER } else { COPIED_WITHIN };
-            if may_be_copied(path, within) {
-                tracing::debug!("{} waits until it is certain that it is whole", path.display());
-                return Ok(segment.map_or(Fate::Waits, Fate::Settles));
-            }
+        Ok(Judged::Wrong(why)) => return Ok(unusable(why)),
+        Ok(Judged::Uncertain(segment)) => {
+            tracing::debug!("{} waits until it is certain that it is whole", path.display());
+            return Ok(segment.map_or(Fate::Waits, Fate::Settles));
         }
-        Ok(Checked::Whole) => {}
+        Ok(Judged::Whole) => {}
     }
     match arriving.archive(hooks) {
         Ok(outcome) => Ok(match arrival::refusal(hooks.server(), &wal_name, &outcome) {
@@ -197,6 +194,39 @@ fn archive_one(hooks: &Hooks<'_>, name: &str, path: &Path) -> Result<Fate, Error
         )) => Ok(unusable(error.to_string())),
         Err(error) => Err(error.into()),
     }
+}
+
+/// What the content of a file shows that another program copies.
+pub(crate) enum Judged {
+    /// It may be archived.
+    Whole,
+    /// It may still be copied, and be likely whole. The segment that it is, if it is one.
+    Uncertain(Option<SegmentName>),
+    /// It is not whole: why. It may still be copied, if [`is_recent`].
+    Wrong(String),
+}
+
+/// Decides about the file at `path`, whose content, decompressed, is `content`.
+///
+/// # Errors
+/// When it cannot be read.
+pub(crate) fn judged(name: &WalName, content: &File, path: &Path) -> io::Result<Judged> {
+    Ok(match whole::wholeness(name, content)? {
+        Checked::Wrong(why) => Judged::Wrong(why),
+        Checked::Unproven { segment, is_likely } => {
+            let within = if is_likely { SETTLED_AFTER } else { COPIED_WITHIN };
+            match may_be_copied(path, within) {
+                true => Judged::Uncertain(segment),
+                false => Judged::Whole,
+            }
+        }
+        Checked::Whole => Judged::Whole,
+    })
+}
+
+/// Whether a file that is not whole may still be copied.
+pub(crate) fn is_recent(path: &Path) -> bool {
+    may_be_copied(path, COPIED_WITHIN)
 }
 
 /// Whether a file may still be copied: it was changed within this time. The kernel's time of the last change counts, since a

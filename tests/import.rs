@@ -151,7 +151,14 @@ fn what_is_damaged_never_looks_whole(install: &'static Install) {
     primary.query("CREATE TABLE rows AS SELECT generate_series(1, 1000) AS n");
     let plain = base_backup(&site, &primary, "plain", &[]);
     let tar = base_backup(&site, &primary, "tar", &["-Ft", "-X", "none"]);
-    let damages: [(&str, &Path, &str, &str); 8] = [
+    let wal = "f=$(ls pg_wal/0* | head -1)";
+    let record = format!("{wal}; printf xxxx | dd of=$f bs=1 seek=60 conv=notrunc");
+    let zeros = format!("{wal}; s=$(stat -c %s $f); head -c $s /dev/zero >$f");
+    let short = format!("{wal}; truncate -s 100K $f");
+    let damages: [(&str, &Path, &str, &str); 11] = [
+        ("a record", &plain, &record, "WAL ends at"),
+        ("a segment", &plain, &zeros, "no WAL segment"),
+        ("a segment's end", &plain, &short, "pg_wal/"),
         (
             "a page",
             &plain,
@@ -184,6 +191,17 @@ fn what_is_damaged_never_looks_whole(install: &'static Install) {
         assert!(run.all().contains(says), "{what}: {}", run.all());
         assert_eq!(site.backup_ids(), [""; 0], "{what}");
     }
+    // Of a directory that pg_wal leads to, only what the backup needs is taken.
+    let linked = site.copy(&plain, "linked");
+    let lead = "mv pg_wal ../elsewhere && ln -s ../elsewhere pg_wal && cd pg_wal && cp $(ls 0* | head -1) 0000000100000000000000FF && \
+                cp /etc/passwd . && mkdir ssh && touch ssh/key";
+    site.sh(&format!("cd '{}' && {lead}", linked.display())).ok();
+    import(&site, &[&linked], &[]).ok();
+    let raw = format!("main/raw/{}/pg_wal", site.backup_ids()[0]);
+    let taken = site.list(&Mount::new(&site).path(&raw));
+    assert_eq!(taken, site.list(&plain.join("pg_wal")));
+    let id = site.backup_ids();
+    site.ok(&["delete", "main", &id[0], "--force"]);
     // What is whole is taken beside what is not.
     let report = import(&site, &[&site.path("damaged0"), &plain], &[]).refused(3);
     assert_eq!(parsed(&report)["left_out"].as_array().unwrap().len(), 1);

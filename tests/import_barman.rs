@@ -523,9 +523,19 @@ fn wal_is_taken_around_what_is_damaged(site: &Site, home: &str, ids: &[String]) 
         wals.display()
     ))
     .ok();
+    // In incoming, the content shows what is whole, and not the age: one segment is, of the other only the beginning has come.
+    let (arrived, arriving) = (segments[segments.len() - 2], last);
+    site.sh(&format!(
+        "cd {0} && mkdir -p ../../incoming && mv {arrived} ../../incoming && zcat {last} | head -c 100 >../../incoming/{last} && \
+         truncate -s 16M ../../incoming/{last}",
+        wals.display()
+    ))
+    .ok();
     let run = site.barmanfs(&import_from(home, &["--json"]));
     assert_eq!(run.code(), Some(3), "{run}");
     let taken = report(&run);
+    let waits = format!("incoming/{arriving}: it may still be copied");
+    assert!(left_out(&taken).join("\n").contains(&waits), "{taken}");
     assert_eq!(in_state(&taken, "imported").len(), ids.len(), "{taken}");
     let lines = left_out(&taken).join("\n");
     for word in [cut, link, "notes"] {

@@ -133,6 +133,11 @@ impl<'a> BackupFiles<'a> {
         self.prefix = WAL_DIRECTORY.to_vec();
     }
 
+    /// The path in the backup of a member of the present archive.
+    pub(crate) fn path_of(&self, entry: &TarEntry) -> Vec<u8> {
+        [self.prefix.as_slice(), &entry.path].concat()
+    }
+
     /// The data directory itself is not sent. This uses the attributes of its first file, which the server creates when
     /// the backup begins.
     fn learn_root(&mut self, entry: &TarEntry) {
@@ -259,7 +264,7 @@ impl<'a> BackupFiles<'a> {
 impl TarSink for BackupFiles<'_> {
     fn entry(&mut self, entry: &TarEntry) -> Result<(), SinkError> {
         self.learn_root(entry);
-        let path = [self.prefix.as_slice(), &entry.path].concat();
+        let path = self.path_of(entry);
         match entry.kind {
             TarKind::File => self.begin_file(&path, entry.attributes(), entry.size_bytes),
             TarKind::Directory => self.directory(&path, entry.attributes()),

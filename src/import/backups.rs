@@ -12,8 +12,9 @@ use barmanfs_catalog::{
 use barmanfs_pg::backup_label::BackupLabel;
 use barmanfs_pg::backup_manifest::WalRange;
 use barmanfs_pg::pg_control::{ControlError, ControlFile};
-use barmanfs_pg::wal_name::segments_between;
-use barmanfs_store::{Attributes, DirectoryRef, TreeReader};
+use barmanfs_pg::wal_name::{SegmentName, segments_between};
+use barmanfs_pg::wal_scan::Wholeness;
+use barmanfs_store::{Attributes, DirectoryRef, FileMap, TreeReader};
 
 use super::manifest::{self, Files};
 use super::{Arrived, ForeignBackup, ForeignConfiguration, Intake, LeftOut, Manifest, Source};
@@ -24,6 +25,7 @@ use crate::backup::finish::read_label;
 use crate::backup::receive::{manifest_attributes, spooled};
 use crate::backup::sent_manifest::SentNotesWriter;
 use crate::error::Error;
+use crate::incoming::whole;
 use crate::made_manifest::{self, NAMES_CLUSTER_SINCE};
 use crate::moment;
 use crate::progress::{Counted, Progress};
@@ -169,7 +171,7 @@ impl Importer<'_> {
             files,
             (self.repository, self.server),
             (&progress, self.signals),
-            backup.size_bytes,
+            backup,
         );
         let arrived = source.read(backup, &mut intake);
         *repository_failed = intake.repository_failed;
@@ -324,7 +326,8 @@ fn read_control(
     }
 }
 
-/// Whether `pg_wal` of the backup has every segment that it needs.
+/// Whether `pg_wal` of the backup has every segment that it needs. One that is there must be the one that its name says, up to
+/// where the backup ends: PostgreSQL would read it.
 fn has_wal(trees: &TreeReader, root: &DirectoryRef, backup: &ForeignBackup) -> Result<bool, Error> {
     let needed = segments_between(
         backup.timeline,
@@ -332,17 +335,44 @@ fn has_wal(trees: &TreeReader, root: &DirectoryRef, backup: &ForeignBackup) -> R
         backup.stop_lsn,
         backup.segment_size,
     );
+    let mut has_all = true;
     for segment in needed {
         let path = format!("pg_wal/{segment}");
         let found = trees
             .find(root, path.as_bytes())
             .map_err(barmanfs_catalog::Error::from)?;
-        let map = found.and_then(file_map);
-        if map.is_none_or(|map| map.size_bytes != backup.segment_size.bytes()) {
-            return Ok(false);
+        match found.and_then(file_map) {
+            None => has_all = false,
+            Some(map) => check_segment(&segment, map, trees, backup)
+                .map_err(|why| Error::failed(format!("{path}: {why}")))?,
         }
     }
-    Ok(true)
+    Ok(has_all)
+}
+
+fn check_segment(
+    segment: &SegmentName,
+    map: FileMap,
+    trees: &TreeReader,
+    backup: &ForeignBackup,
+) -> Result<(), String> {
+    let size_bytes = map.size_bytes;
+    let scanned = whole::scan(segment, size_bytes, &mut trees.reader(map));
+    let (facts, wholeness) = scanned.map_err(|error| format!("it cannot be read back: {error}"))??;
+    if facts.system_id != backup.system_id {
+        let (found, own) = (facts.system_id, backup.system_id);
+        return Err(format!(
+            "it is WAL of the cluster {found}, the backup is of {own}"
+        ));
+    }
+    match wholeness {
+        // Behind the backup's end may be anything: the last segment is filled up, or was used before.
+        Wholeness::Cut(end) if end < backup.stop_lsn => Err(format!(
+            "its WAL ends at {end}, and the backup ends at {}",
+            backup.stop_lsn
+        )),
+        _ => Ok(()),
+    }
 }
 
 fn store_configuration(

@@ -6,12 +6,13 @@ use std::io::{self, Read};
 use barmanfs_catalog::{Repository, ServerName};
 use barmanfs_store::{Attributes, DirectoryRef, TreeReader};
 
-use super::{Identity, manifest};
+use super::own_wal::OwnWal;
+use super::{ForeignBackup, Identity, manifest};
 use crate::backup::compose::Incompatible;
 use crate::backup::files::{BackupFiles, MANIFEST, file_map};
 use crate::error::Error;
 use crate::output::printable;
-use crate::postgres::{Archive, EndBlocks, SinkError, TarReader};
+use crate::postgres::{Archive, EndBlocks, SinkError, TarEntry, TarKind, TarReader, TarSink};
 use crate::progress::Progress;
 use crate::signals::Interruption;
 
@@ -33,6 +34,9 @@ pub(crate) struct Intake<'a> {
     /// Bytes of files that were taken over without reading them.
     pub(super) shared_bytes: u64,
     pub(super) total_bytes: Option<u64>,
+    wal: OwnWal,
+    /// Whether the present member of an archive is not stored.
+    is_passed_over: bool,
     /// The imported backup that files were taken over from last.
     pub(super) other: Option<Other>,
     /// Whether it was the repository that failed, so that no other backup can be stored either.
@@ -61,7 +65,7 @@ impl<'a> Intake<'a> {
         files: BackupFiles<'a>,
         (repository, server): (&'a Repository, &'a ServerName),
         (progress, signals): (&'a Progress, &'a Interruption),
-        total_bytes: Option<u64>,
+        backup: &ForeignBackup,
     ) -> Self {
         Self {
             files,
@@ -71,7 +75,9 @@ impl<'a> Intake<'a> {
             signals,
             read_bytes: 0,
             shared_bytes: 0,
-            total_bytes,
+            total_bytes: backup.size_bytes,
+            wal: OwnWal::of(backup),
+            is_passed_over: false,
             other: None,
             repository_failed: false,
             buffer: vec![0; READ_BYTES],
@@ -97,11 +103,19 @@ impl<'a> Intake<'a> {
         Ok(())
     }
 
+    /// Whether a file at this path is stored. Of `pg_wal`, only what the backup needs is.
+    pub(crate) fn has(&self, path: &[u8]) -> bool {
+        self.wal.has(path)
+    }
+
     /// Adds a directory.
     ///
     /// # Errors
     /// For a path that is refused or came before.
     pub(crate) fn directory(&mut self, path: &[u8], attributes: Attributes) -> Result<(), Error> {
+        if !self.wal.has_directory(path) {
+            return Ok(());
+        }
         let added = self.files.directory(path, attributes);
         added.map_err(|error| self.failed(path, &error))
     }
@@ -121,6 +135,9 @@ impl<'a> Intake<'a> {
             return Err(Error::failed(
                 "backup_manifest came as a file of the data directory",
             ));
+        }
+        if !self.wal.has(path) {
+            return Ok(());
         }
         let begun = self.files.begin_file(path, attributes, size_bytes);
         begun.map_err(|error| self.failed(path, &error))?;
@@ -199,7 +216,12 @@ impl<'a> Intake<'a> {
             if bytes.is_empty() {
                 break;
             }
-            let fed = tar.feed(bytes, &mut self.files);
+            let mut wanted = Wanted {
+                files: &mut self.files,
+                wal: &self.wal,
+                is_passed_over: &mut self.is_passed_over,
+            };
+            let fed = tar.feed(bytes, &mut wanted);
             fed.map_err(|error| self.failed_in(&error))?;
         }
         tar.finish().map_err(|error| Error::failed(error.to_string()))
@@ -248,6 +270,42 @@ impl<'a> Intake<'a> {
                 .downcast_ref::<barmanfs_store::Error>()
                 .is_some_and(|error| error.is_damage() || matches!(error, barmanfs_store::Error::Invalid(_)));
         self.repository_failed |= !is_of_source;
+    }
+}
+
+/// Passes on what is stored of an archive.
+struct Wanted<'i, 'a> {
+    files: &'i mut BackupFiles<'a>,
+    wal: &'i OwnWal,
+    is_passed_over: &'i mut bool,
+}
+
+impl TarSink for Wanted<'_, '_> {
+    fn entry(&mut self, entry: &TarEntry) -> Result<(), SinkError> {
+        let path = self.files.path_of(entry);
+        let is_wanted = match entry.kind {
+            TarKind::Directory => self.wal.has_directory(&path),
+            TarKind::File | TarKind::Symlink => self.wal.has(&path),
+        };
+        *self.is_passed_over = !is_wanted;
+        match is_wanted {
+            true => self.files.entry(entry),
+            false => Ok(()),
+        }
+    }
+
+    fn data(&mut self, bytes: &[u8]) -> Result<(), SinkError> {
+        match self.is_passed_over {
+            true => Ok(()),
+            false => self.files.data(bytes),
+        }
+    }
+
+    fn end_entry(&mut self) -> Result<(), SinkError> {
+        match self.is_passed_over {
+            true => Ok(()),
+            false => self.files.end_entry(),
+        }
     }
 }
 

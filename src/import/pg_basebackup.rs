@@ -1,7 +1,7 @@
 //! Backups that `pg_basebackup` has written, as a directory or as tar archives.
 //!
 //! Each is complete in itself: its `backup_manifest` names the cluster (17 and later), the WAL that it needs and every file.
-//! With `-X` its WAL is in `pg_wal`, and becomes a part of the backup.
+//! With `-X` its WAL is in `pg_wal`, and becomes a part of the backup; what else is there does not.
 
 use std::collections::HashMap;
 use std::fs::{self, File, Metadata};
@@ -210,7 +210,7 @@ fn read_directory(
     intake: &mut Intake<'_>,
 ) -> Result<Vec<Tablespace>, Error> {
     let mut tablespaces = Vec::new();
-    let mut choose = |_: &mut Intake<'_>, path: &[u8], inner: &Path, found: &Metadata| {
+    let mut choose = |intake: &mut Intake<'_>, path: &[u8], inner: &Path, found: &Metadata| {
         let oid = path
             .strip_prefix(b"pg_tblspc/")
             .and_then(|name| std::str::from_utf8(name).ok()?.parse::<u32>().ok());
@@ -221,6 +221,7 @@ fn read_directory(
         let is_followed = (oid.is_some() || path == b"pg_wal") && found.is_symlink();
         Ok(match path {
             b"backup_manifest" | b"postmaster.pid" | b"postmaster.opts" => Choice::LeaveOut,
+            _ if !found.is_dir() && !is_followed && !intake.has(path) => Choice::LeaveOut,
             _ if is_followed => Choice::Follow(inner.to_owned()),
             _ => Choice::Take,
         })

@@ -12,6 +12,7 @@ use barmanfs_store::sync::lock;
 use super::{ForeignWal, LeftOut, Source};
 use crate::arrival;
 use crate::error::Error;
+use crate::incoming::{self, Judged};
 use crate::progress::{Counted, Progress};
 use crate::signals::Interruption;
 use crate::wal_transfer::LARGEST_BYTES;
@@ -196,9 +197,12 @@ impl Shared<'_> {
             if lock(&self.sums).failed.is_some() {
                 continue;
             }
-            let (what, name) = (file.place.clone(), file.name);
+            let (what, name, arriving) = (file.place.clone(), file.name, file.arriving.clone());
+            let is_recent = || arriving.as_deref().is_some_and(incoming::is_recent);
             match self.archive(file) {
                 Ok(outcome) => self.count(&what, &name, &outcome),
+                Err(Trouble::Waits(why)) => lock(&self.sums).leave_out(waits(what, &why)),
+                Err(Trouble::Source(why)) if is_recent() => lock(&self.sums).leave_out(waits(what, &why)),
                 Err(Trouble::Source(why)) => lock(&self.sums).leave_out(LeftOut::problem(what, why)),
                 Err(Trouble::Here(error)) => self.fail(error.context(what)),
             }
@@ -227,6 +231,17 @@ impl Shared<'_> {
             io::Write::write_all(&mut plain, bytes).map_err(here)?;
         }
         plain.rewind().map_err(here)?;
+        if let Some(path) = &file.arriving {
+            match incoming::judged(&file.name, &plain, path).map_err(here)? {
+                Judged::Whole => {}
+                Judged::Uncertain(_) => {
+                    return Err(Trouble::Waits(
+                        "it is not certain yet that it is whole".to_owned(),
+                    ));
+                }
+                Judged::Wrong(why) => return Err(Trouble::Source(why)),
+            }
+        }
         let writer = self.repository.writer(ORIGIN).map_err(Trouble::from)?;
         Ok(writer.archive_wal(self.server, &file.name, &mut plain, size_bytes, ORIGIN)?)
     }
@@ -255,8 +270,15 @@ impl Shared<'_> {
     }
 }
 
+/// Leaves out what may still be copied.
+fn waits(what: String, why: &str) -> LeftOut {
+    LeftOut::expected(what, format!("it may still be copied, repeat the import: {why}"))
+}
+
 /// Why a file is not archived.
 enum Trouble {
+    /// It may still be copied.
+    Waits(String),
     /// It is the file.
     Source(String),
     /// It is the repository.

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read, Seek};
 
-use barmanfs_pg::wal_check::check_segment;
+use barmanfs_pg::wal_check::{SegmentFacts, check_segment};
 use barmanfs_pg::wal_name::{SegmentName, WalName};
 use barmanfs_pg::wal_scan::{WholeScan, Wholeness};
 
@@ -24,6 +24,34 @@ pub(super) enum Checked {
     Wrong(String),
 }
 
+/// Reads a segment whose file has `size_bytes`: the facts of its first page, and how much of it is there. The inner error is why
+/// it is not the segment `name`.
+///
+/// # Errors
+/// When it cannot be read.
+pub(crate) fn scan(
+    name: &SegmentName,
+    size_bytes: u64,
+    content: &mut dyn Read,
+) -> io::Result<Result<(SegmentFacts, Wholeness), String>> {
+    let mut buffer = Vec::with_capacity(READ_BYTES);
+    let mut fill = |buffer: &mut Vec<u8>| {
+        buffer.clear();
+        content.take(READ_BYTES as u64).read_to_end(buffer)
+    };
+    fill(&mut buffer)?;
+    let facts = match check_segment(&buffer, name, size_bytes) {
+        Ok(facts) => facts,
+        Err(error) => return Ok(Err(error.to_string())),
+    };
+    let mut scan = WholeScan::new(name, &facts);
+    while !buffer.is_empty() {
+        scan.push(&buffer);
+        fill(&mut buffer)?;
+    }
+    Ok(Ok((facts, scan.finish())))
+}
+
 /// Reads a file, from its beginning and back to it.
 ///
 /// # Errors
@@ -36,27 +64,14 @@ pub(super) fn wholeness(name: &WalName, mut file: &File) -> io::Result<Checked> 
         WalName::History(_) | WalName::BackupHistory { .. } => return Ok(Checked::Whole),
     };
     file.rewind()?;
-    let mut buffer = Vec::with_capacity(READ_BYTES);
-    let fill = |buffer: &mut Vec<u8>| {
-        buffer.clear();
-        file.take(READ_BYTES as u64).read_to_end(buffer)
-    };
-    fill(&mut buffer)?;
-    let facts = match check_segment(&buffer, segment, file.metadata()?.len()) {
-        Ok(facts) => facts,
-        Err(error) => return Ok(Checked::Wrong(error.to_string())),
-    };
-    let mut scan = WholeScan::new(segment, &facts);
-    while !buffer.is_empty() && !is_partial {
-        scan.push(&buffer);
-        fill(&mut buffer)?;
-    }
+    let size_bytes = file.metadata()?.len();
+    let scanned = scan(segment, size_bytes, &mut file)?;
     file.rewind()?;
-    // Nothing shows how far the partial segment of a timeline that was left should reach.
-    let found = if is_partial {
-        Wholeness::Unknown
-    } else {
-        scan.finish()
+    let found = match scanned {
+        Err(why) => return Ok(Checked::Wrong(why)),
+        // Nothing shows how far the partial segment of a timeline that was left should reach.
+        Ok(_) if is_partial => Wholeness::Unknown,
+        Ok((_, found)) => found,
     };
     Ok(match found {
         Wholeness::Whole => Checked::Whole,

@@ -373,6 +373,7 @@ impl Iterator for WalMembers<'_> {
             return Some(Ok(ForeignWal {
                 name,
                 place,
+                arriving: None,
                 open: Box::new(move || plain.wal(&name, file)),
             }));
         }

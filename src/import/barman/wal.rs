@@ -1,5 +1,7 @@
 //! The WAL in a home: what is archived in `wals/`, and what waits in `incoming/` and `streaming/`.
 //!
+//! A file in `incoming/` may still be copied: its content decides, as for a directory of this program.
+//!
 //! `wals/` is read directory by directory, so its names never fill the memory. Barman's list of it, `xlog.db`, decides
 //! nothing: it may be behind the directory or ahead of it.
 
@@ -7,7 +9,6 @@ use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
 
 use barmanfs_foreign::barman::names;
 use barmanfs_foreign::barman::xlog_db::{LONGEST_LINE_BYTES, XlogLine};
@@ -19,9 +20,6 @@ use super::listing::names_in;
 use crate::error::Error;
 use crate::import::plain::Plain;
 use crate::import::{ForeignWal, LeftOut};
-
-/// A file in `incoming/` may be a copy in progress until it has not changed for so long.
-const COPIED_WITHIN: Duration = Duration::from_secs(10);
 
 /// What an item is: a file, or why it is none.
 type Item = Result<ForeignWal, LeftOut>;
@@ -125,15 +123,13 @@ impl Files<'_> {
             let why = "it is not complete: --with-partial takes it, once Barman's receive-wal is stopped";
             return Some(Err(LeftOut::expected(path.display().to_string(), why)));
         }
-        let age = found
-            .modified()
-            .ok()
-            .and_then(|changed| SystemTime::now().duration_since(changed).ok());
-        if room == Room::Incoming && age.is_none_or(|age| age < COPIED_WITHIN) {
-            let why = "it may still be copied: repeat the import";
-            return Some(Err(LeftOut::expected(path.display().to_string(), why)));
-        }
-        Some(Ok(foreign(wal_name, path, self.options.plain.clone())))
+        let is_arriving = room == Room::Incoming;
+        Some(Ok(foreign(
+            wal_name,
+            path,
+            is_arriving,
+            self.options.plain.clone(),
+        )))
     }
 }
 
@@ -145,10 +141,11 @@ fn is_barmans_own(room: Room, name: &str) -> bool {
         || (room == Room::Archive && (is_list || is_directory_name(name)))
 }
 
-fn foreign(name: WalName, path: PathBuf, plain: Plain) -> ForeignWal {
+fn foreign(name: WalName, path: PathBuf, is_arriving: bool, plain: Plain) -> ForeignWal {
     ForeignWal {
         name,
         place: path.display().to_string(),
+        arriving: is_arriving.then(|| path.clone()),
         open: Box::new(move || plain.wal(&name, open_regular(&path)?)),
     }
 }
@@ -262,6 +259,11 @@ mod tests {
         let seen = |options: &Options| {
             let items = list(place, options).unwrap();
             let shown = items.map(|item| match item {
+                Ok(ForeignWal {
+                    name,
+                    arriving: Some(_),
+                    ..
+                }) => format!("{name} arriving"),
                 Ok(file) => format!("{}", file.name),
                 Err(left_out) => format!(
                     "{} {}",
@@ -284,19 +286,13 @@ mod tests {
                 "000000010000000000000002.00000028.backup",
                 "problem 000000010000000000000007",
                 "problem notes",
-                "expected 000000010000000000000004",
+                "000000010000000000000004 arriving",
                 "000000010000000000000005",
                 "expected 000000010000000000000006.partial",
                 "expected 000000010000000000000009",
             ]
         );
-        let old = SystemTime::now() - Duration::from_secs(60);
-        let incoming = File::options()
-            .write(true)
-            .open(place.join("incoming/000000010000000000000004"));
-        incoming.unwrap().set_modified(old).unwrap();
         let with_partial = seen(&options(true));
-        assert!(with_partial.contains(&"000000010000000000000004".to_owned()));
         assert!(with_partial.contains(&"000000010000000000000006.partial".to_owned()));
     }
 }

@@ -103,6 +103,7 @@ impl Files {
         self.ready.push_back(Ok(ForeignWal {
             name: file.name,
             place: described,
+            arriving: None,
             open: Box::new(move || open(&place, file, passphrase.as_ref())),
         }));
     }
