@@ -10,6 +10,7 @@
 
 pub(crate) mod backups;
 pub(crate) mod barman;
+mod composed;
 mod directory;
 pub(crate) mod gpg;
 mod intake;
@@ -32,6 +33,7 @@ use barmanfs_pg::{Lsn, SegmentSize, ServerVersion, SystemId, TimelineId, Timesta
 use barmanfs_store::Attributes;
 
 use crate::error::Error;
+pub(crate) use composed::Changes;
 pub(crate) use intake::{Intake, Part};
 
 /// A repository of another tool.

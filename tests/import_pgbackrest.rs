@@ -166,6 +166,7 @@ fn what_pgbackrest_has_stored_is_what_is_here(install: &'static Install) {
     }
     let moments = Moments::pass(&server);
     let expected = rows(&server);
+    let table = server.query("SELECT pg_relation_filepath('large')");
     server.stop("fast");
 
     let repository = origin.repository();
@@ -183,6 +184,13 @@ fn what_pgbackrest_has_stored_is_what_is_here(install: &'static Install) {
     assert!(site.backups().iter().all(|backup| backup["status"] == "DONE"));
     let taken_over = |at: usize| report["backups"][at]["shared_bytes"].as_u64().unwrap();
     assert!(taken_over(0) == 0 && taken_over(1) > 10_000_000, "{report}");
+    if origin.is_encrypted {
+        // Stored by blocks: of the table, which is larger, only changed blocks were read.
+        let table = server.data.join(&table);
+        let table = fs::metadata(table).expect("the table").len();
+        let read = report["backups"][2]["read_bytes"].as_u64().unwrap();
+        assert!(read < table / 2, "{table}: {report}");
+    }
 
     let stored = site.stored_bytes();
     let again = parsed(&origin.import(&repository, &[]).ok());

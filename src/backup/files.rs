@@ -6,7 +6,7 @@
 
 use barmanfs_catalog::BackupRun;
 use barmanfs_store::layout::{DATA_WINDOW_BYTES, STREAM_WINDOW_BYTES};
-use barmanfs_store::{Attributes, FileMap, FileSink, Node, TreeReader};
+use barmanfs_store::{Attributes, ComposedSink, FileMap, FileSink, Node, TreeReader};
 
 use super::compose::{Altered, Composer};
 use super::sums::{Sha2, Summing, Sums};
@@ -189,13 +189,22 @@ impl<'a> BackupFiles<'a> {
         attributes: Attributes,
         (trees, map): (&TreeReader, &FileMap),
     ) -> Result<(), SinkError> {
+        let sink = self.composed_file(path, attributes, map.size_bytes, (trees, map))?;
+        Ok(sink.finish()?)
+    }
+
+    /// Begins a file of this size with the content of a stored one, into which blocks that differ are put.
+    pub(crate) fn composed_file(
+        &mut self,
+        path: &[u8],
+        attributes: Attributes,
+        size_bytes: u64,
+        (trees, map): (&TreeReader, &FileMap),
+    ) -> Result<ComposedSink, SinkError> {
         self.note(path);
         let tree = self.run.tree()?;
-        let size_bytes = map.size_bytes;
-        let window_bytes = map.window_bytes;
         let base = Some((trees, map));
-        let sink = tree.composed_file(path, attributes, size_bytes, window_bytes, base, size_bytes)?;
-        Ok(sink.finish()?)
+        Ok(tree.composed_file(path, attributes, size_bytes, map.window_bytes, base, size_bytes)?)
     }
 
     /// The next bytes of the file that was begun.

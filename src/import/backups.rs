@@ -17,7 +17,7 @@ use barmanfs_pg::wal_scan::Wholeness;
 use barmanfs_store::{Attributes, DirectoryRef, FileMap, TreeReader};
 
 use super::manifest::{self, Files};
-use super::{Arrived, ForeignBackup, ForeignConfiguration, Intake, LeftOut, Manifest, Source};
+use super::{Arrived, ForeignBackup, ForeignConfiguration, Intake, LeftOut, Manifest, Source, composed};
 use crate::backup::compose::{Composer, Parent};
 use crate::backup::configuration::store_files;
 use crate::backup::files::{BackupFiles, MANIFEST, file_map};
@@ -177,6 +177,7 @@ impl Importer<'_> {
         *repository_failed = intake.repository_failed;
         let arrived = arrived?;
         let (read_bytes, shared_bytes) = (intake.read_bytes, intake.shared_bytes);
+        let composed = std::mem::take(&mut intake.composed);
         let sums = intake.files.take_sums();
         let (_, seen, composer) = intake.files.finish();
         let has_altered = composer.as_ref().is_some_and(Composer::has_altered);
@@ -187,6 +188,7 @@ impl Importer<'_> {
         let ended = run.end_tree(arrived.root);
         *repository_failed = ended.is_err();
         let (trees, root) = ended?;
+        composed::check(&trees, &root, &composed)?;
         let files = Files {
             seen,
             notes,

@@ -4,8 +4,9 @@ use std::fs::File;
 use std::io::{self, Read};
 
 use barmanfs_catalog::{Repository, ServerName};
-use barmanfs_store::{Attributes, DirectoryRef, TreeReader};
+use barmanfs_store::{Attributes, DirectoryRef, FileMap, TreeReader};
 
+use super::composed::Composed;
 use super::own_wal::OwnWal;
 use super::{ForeignBackup, Identity, manifest};
 use crate::backup::compose::Incompatible;
@@ -39,6 +40,8 @@ pub(crate) struct Intake<'a> {
     is_passed_over: bool,
     /// The imported backup that files were taken over from last.
     pub(super) other: Option<Other>,
+    /// Files that were put together, to be checked when the tree is complete.
+    pub(super) composed: Vec<Composed>,
     /// Whether it was the repository that failed, so that no other backup can be stored either.
     pub(super) repository_failed: bool,
     buffer: Vec<u8>,
@@ -79,6 +82,7 @@ impl<'a> Intake<'a> {
             wal: OwnWal::of(backup),
             is_passed_over: false,
             other: None,
+            composed: Vec::new(),
             repository_failed: false,
             buffer: vec![0; READ_BYTES],
         }
@@ -177,6 +181,26 @@ impl<'a> Intake<'a> {
         if self.files.is_summing() {
             return Ok(false);
         }
+        let found = self.file_of(other, path)?;
+        let Some((trees, map)) = found.filter(|(_, map)| map.size_bytes == size_bytes) else {
+            return Ok(false);
+        };
+        let stored = self.files.stored_file(path, attributes, (&trees, &map));
+        stored.map_err(|error| self.failed(path, &error))?;
+        self.shared_bytes += size_bytes;
+        self.show()?;
+        Ok(true)
+    }
+
+    /// The file at this path in another backup of the source, if both are here.
+    ///
+    /// # Errors
+    /// When they cannot be looked up.
+    pub(super) fn file_of(
+        &mut self,
+        other: &Identity,
+        path: &[u8],
+    ) -> Result<Option<(TreeReader, FileMap)>, Error> {
         if self.other.as_ref().is_none_or(|last| last.identity != *other) {
             let files = other
                 .find(self.repository, self.server)?
@@ -187,17 +211,10 @@ impl<'a> Intake<'a> {
             });
         }
         let Some((trees, root)) = self.other.as_ref().and_then(|other| other.files.as_ref()) else {
-            return Ok(false);
+            return Ok(None);
         };
         let map = trees.find(root, path).map_err(barmanfs_catalog::Error::from)?;
-        let Some(map) = map.and_then(file_map).filter(|map| map.size_bytes == size_bytes) else {
-            return Ok(false);
-        };
-        let stored = self.files.stored_file(path, attributes, (trees, &map));
-        stored.map_err(|error| self.failed(path, &error))?;
-        self.shared_bytes += size_bytes;
-        self.show()?;
-        Ok(true)
+        Ok(map.and_then(file_map).map(|map| (trees.clone(), map)))
     }
 
     /// Adds what a tar archive of a base backup holds, as PostgreSQL writes it.
@@ -241,7 +258,7 @@ impl<'a> Intake<'a> {
         Ok(length)
     }
 
-    fn show(&mut self) -> Result<(), Error> {
+    pub(super) fn show(&mut self) -> Result<(), Error> {
         if self.signals.requested() {
             self.repository_failed = true;
             return Err(Error::failed("Interrupted"));
@@ -252,7 +269,7 @@ impl<'a> Intake<'a> {
         Ok(())
     }
 
-    fn failed(&mut self, path: &[u8], error: &SinkError) -> Error {
+    pub(super) fn failed(&mut self, path: &[u8], error: &SinkError) -> Error {
         self.note(error.as_ref());
         wrong(path, format_args!("{error}"))
     }
@@ -309,6 +326,6 @@ impl TarSink for Wanted<'_, '_> {
     }
 }
 
-fn wrong(path: &[u8], why: std::fmt::Arguments<'_>) -> Error {
+pub(super) fn wrong(path: &[u8], why: std::fmt::Arguments<'_>) -> Error {
     Error::failed(format!("{}: {why}", printable(path)))
 }

@@ -24,9 +24,12 @@ use barmanfs_pg::pg_control::ControlFile;
 use barmanfs_store::Attributes;
 
 use super::directory::cannot_read;
-use super::{Arrived, ForeignBackup, ForeignWal, Identity, Intake, LeftOut, Listing, Manifest, Source};
+use super::{
+    Arrived, Changes, ForeignBackup, ForeignWal, Identity, Intake, LeftOut, Listing, Manifest, Source,
+};
 use crate::error::Error;
 use crate::output::printable;
+use blocks::BlockReader;
 use content::Store;
 use owners::Owners;
 
@@ -313,6 +316,7 @@ impl PgBackRest {
             )
         });
         let mut holder: Option<Holder> = None;
+        let before = self.before(manifest);
         for file in files {
             let attributes = Attributes {
                 mode: file.mode,
@@ -331,12 +335,38 @@ impl PgBackRest {
             {
                 continue;
             }
+            if let Some(before) = &before
+                && take_changes(store, (manifest, file), before, attributes, intake)?
+            {
+                continue;
+            }
             let content = store.content(manifest, file);
             let mut content =
                 content.map_err(|error| Error::failed(format!("{}: {error}", printable(&file.path))))?;
             intake.file(&file.path, attributes, file.size_bytes, &mut content)?;
         }
         Ok(())
+    }
+
+    /// The newest other backup that this one has blocks from, with those of its files that are stored by blocks. If its manifest
+    /// cannot be read, there is none.
+    fn before(&self, manifest: &format::Manifest) -> Option<(Identity, format::Manifest)> {
+        let is_own = |file: &format::File| file.blocks.is_some() && *manifest.holder(file) == manifest.label;
+        if !manifest.files.iter().any(is_own) {
+            return None;
+        }
+        let mut others = manifest.references.iter().rev();
+        let label = others.find(|label| **label != manifest.label)?;
+        match self.manifest(label) {
+            Ok(mut other) => {
+                other.files.retain(|file| file.blocks.is_some());
+                Some((identity_of(&other)?, other))
+            }
+            Err(error) => {
+                tracing::info!("Nothing is taken over from the backup {label}: {error}");
+                None
+            }
+        }
     }
 
     /// What the backup with this label says about its files, if it is another one. If that cannot be read, nothing is taken over
@@ -358,6 +388,37 @@ impl PgBackRest {
             sums,
         }
     }
+}
+
+/// Takes over a file that is stored by blocks, but for those that have changed since the backup before. Returns whether it was
+/// taken; what cannot be compared is read as a whole.
+fn take_changes(
+    store: &Store<'_>,
+    (manifest, file): (&format::Manifest, &format::File),
+    (identity, before): &(Identity, format::Manifest),
+    attributes: Attributes,
+    intake: &mut Intake<'_>,
+) -> Result<bool, Error> {
+    let found = before.files.binary_search_by(|other| other.path.cmp(&file.path));
+    let Some(earlier) = found.ok().and_then(|at| before.files.get(at)) else {
+        return Ok(false);
+    };
+    let changes = match BlockReader::changes(store, (manifest, file), (before, earlier)) {
+        Ok(changes) => changes,
+        Err(error) => {
+            tracing::info!("{} is read as a whole: {error}", printable(&file.path));
+            None
+        }
+    };
+    let Some((ranges, mut content)) = changes else {
+        return Ok(false);
+    };
+    let changes = Changes {
+        ranges,
+        content: &mut content,
+    };
+    let file_of = (&*file.path, attributes, file.size_bytes);
+    intake.same_but_for(identity, file_of, changes, file.checksum)
 }
 
 /// The backup that has a file.

@@ -1,13 +1,15 @@
-//! A file that is stored by blocks, in its order.
+//! A file that is stored by blocks, in its order: all of it, or what has changed since another backup.
 //!
 //! Each super block is decoded as the file needs its blocks. Of each backup the last one stays open: where blocks of several
 //! backups alternate, none is decoded twice.
 
 use std::io::{self, Read};
+use std::ops::Range;
 
 use barmanfs_foreign::pgbackrest::{
     self as format, BlockMap, Blocks, Decrypted, Header, Manifest, Run, SuperBlock,
 };
+use barmanfs_store::layout::BLOCK_BYTES;
 
 use super::content::{Slice, Store, decoded};
 
@@ -49,17 +51,7 @@ impl<'r> BlockReader<'r> {
         file: &'r format::File,
         blocks: Blocks,
     ) -> io::Result<Self> {
-        let place = file.piece.map_or((0, 0), |piece| (piece.bundle, piece.offset));
-        let stored = open_stored(store, manifest, file, (manifest.holder(file), place.0))?;
-        let end = place.1 + file.stored_bytes;
-        let map = Slice::new(stored, end - blocks.map_bytes, blocks.map_bytes);
-        let mut bytes = Vec::new();
-        match &manifest.passphrase {
-            Some(passphrase) => Decrypted::new(map, passphrase, Header::Salt).read_to_end(&mut bytes)?,
-            None => map.take(blocks.map_bytes).read_to_end(&mut bytes)?,
-        };
-        let map =
-            BlockMap::parse(&bytes, blocks, file.size_bytes).map_err(|error| invalid(error.to_string()))?;
+        let map = read_map(store, manifest, file, blocks)?;
         Ok(Self {
             store,
             manifest,
@@ -69,6 +61,44 @@ impl<'r> BlockReader<'r> {
             open: Vec::new(),
             left: 0,
         })
+    }
+
+    /// Reads only what has changed since the other backup, which has the file too: where it is in the file, and a reader of that.
+    /// `None` if blocks of the two cannot be compared.
+    ///
+    /// # Errors
+    /// When a map cannot be read, or is not that of its file.
+    pub(super) fn changes(
+        store: &'r Store<'_>,
+        (manifest, file): (&'r Manifest, &'r format::File),
+        (other, before): (&Manifest, &format::File),
+    ) -> io::Result<Option<(Vec<Range<u64>>, Self)>> {
+        let (Some(blocks), Some(blocks_before)) = (file.blocks, before.blocks) else {
+            return Ok(None);
+        };
+        let block_bytes = blocks.block_bytes;
+        if block_bytes != blocks_before.block_bytes || !block_bytes.is_multiple_of(BLOCK_BYTES as u64) {
+            return Ok(None);
+        }
+        let mut reader = Self::open(store, manifest, file, blocks)?;
+        let map = BlockMap {
+            super_blocks: std::mem::take(&mut reader.super_blocks),
+            runs: std::mem::take(&mut reader.runs).collect(),
+        };
+        let is_same = |now: u32, then: u32| {
+            let now = manifest.references.get(now as usize);
+            now.is_some() && now == other.references.get(then as usize)
+        };
+        let changes = map.changes(
+            &read_map(store, other, before, blocks_before)?,
+            block_bytes,
+            is_same,
+        );
+        let ranges = changes.iter().map(|(at, run)| *at..*at + run.bytes).collect();
+        let runs: Vec<Run> = changes.into_iter().map(|(_, run)| run).collect();
+        reader.super_blocks = map.super_blocks;
+        reader.runs = runs.into_iter();
+        Ok(Some((ranges, reader)))
     }
 
     /// Goes to the beginning of a run.
@@ -113,6 +143,24 @@ impl<'r> BlockReader<'r> {
             position: 0,
         })
     }
+}
+
+fn read_map(
+    store: &Store<'_>,
+    manifest: &Manifest,
+    file: &format::File,
+    blocks: Blocks,
+) -> io::Result<BlockMap> {
+    let place = file.piece.map_or((0, 0), |piece| (piece.bundle, piece.offset));
+    let stored = open_stored(store, manifest, file, (manifest.holder(file), place.0))?;
+    let end = place.1 + file.stored_bytes;
+    let map = Slice::new(stored, end - blocks.map_bytes, blocks.map_bytes);
+    let mut bytes = Vec::new();
+    match &manifest.passphrase {
+        Some(passphrase) => Decrypted::new(map, passphrase, Header::Salt).read_to_end(&mut bytes)?,
+        None => map.take(blocks.map_bytes).read_to_end(&mut bytes)?,
+    };
+    BlockMap::parse(&bytes, blocks, file.size_bytes).map_err(|error| invalid(error.to_string()))
 }
 
 fn open_stored(

@@ -98,6 +98,63 @@ impl BlockMap {
         map.check(sizes.block_bytes, file_bytes).map(|()| map)
     }
 
+    /// What this file has that `before`, an earlier state of it with blocks of the same size, has not at the same place: where it
+    /// is in the file, in ascending order, and where it is stored. `is_same` tells whether two references, one of each, are the
+    /// same backup.
+    #[must_use]
+    pub fn changes(
+        &self,
+        before: &Self,
+        block_bytes: u64,
+        is_same: impl Fn(u32, u32) -> bool,
+    ) -> Vec<(u64, Run)> {
+        let stored_at = |map: &Self, run: Run| map.super_blocks.get(run.super_block).copied();
+        let is_unchanged = |block: Run, earlier: Run| {
+            let (Some(now), Some(then)) = (stored_at(self, block), stored_at(before, earlier)) else {
+                return false;
+            };
+            is_same(now.reference, then.reference)
+                && (now.bundle, now.offset, now.stored_bytes) == (then.bundle, then.offset, then.stored_bytes)
+                && (block.offset, block.bytes) == (earlier.offset, earlier.bytes)
+        };
+        let mut earlier = before.blocks(block_bytes);
+        let mut changes: Vec<(u64, Run)> = Vec::new();
+        let mut at = 0_u64;
+        for block in self.blocks(block_bytes) {
+            let place = at;
+            at += block.bytes;
+            if earlier.next().is_some_and(|earlier| is_unchanged(block, earlier)) {
+                continue;
+            }
+            match changes.last_mut() {
+                Some((begin, run))
+                    if *begin + run.bytes == place
+                        && run.super_block == block.super_block
+                        && run.offset + run.bytes == block.offset =>
+                {
+                    run.bytes += block.bytes;
+                }
+                _ => changes.push((place, block)),
+            }
+        }
+        changes
+    }
+
+    /// Its blocks, each as a run of its own.
+    fn blocks(&self, block_bytes: u64) -> impl Iterator<Item = Run> {
+        let block_bytes = block_bytes.max(1);
+        self.runs.iter().flat_map(move |run| {
+            (0..run.bytes.div_ceil(block_bytes)).map(move |number| {
+                let within = number * block_bytes;
+                Run {
+                    offset: run.offset + within,
+                    bytes: block_bytes.min(run.bytes - within),
+                    ..*run
+                }
+            })
+        })
+    }
+
     /// All blocks but the file's last one are whole.
     fn check(&self, block_bytes: u64, file_bytes: u64) -> Result<(), BlockMapError> {
         let mut end = 0_u64;
@@ -384,6 +441,55 @@ mod tests {
             (found.super_blocks[2].offset, found.super_blocks[2].bundle),
             (600, 2)
         );
+    }
+
+    #[test]
+    fn what_is_stored_elsewhere_than_before_has_changed() {
+        let block = |super_block: usize, number: u64, count: u64| Run {
+            super_block,
+            offset: number * 8192,
+            bytes: count * 8192,
+        };
+        let stored = |reference: u32, offset: u64| SuperBlock {
+            reference,
+            bundle: 1,
+            offset,
+            stored_bytes: 700,
+            bytes: 4 * 8192,
+        };
+        let before = BlockMap {
+            super_blocks: vec![stored(0, 0), stored(0, 700)],
+            runs: vec![block(0, 0, 4), block(1, 0, 2)],
+        };
+        let same = |now: u32, then: u32| now == then;
+        assert_eq!(before.changes(&before, 8192, same), []);
+        // Block 1 is of the next backup, 2 is what 3 was, and there are three blocks more.
+        let now = BlockMap {
+            super_blocks: vec![stored(0, 0), stored(1, 0), stored(0, 700), stored(1, 700)],
+            runs: vec![
+                block(0, 0, 1),
+                block(1, 0, 1),
+                block(0, 3, 1),
+                block(0, 3, 1),
+                block(2, 0, 2),
+                block(3, 0, 2),
+                block(3, 2, 1),
+            ],
+        };
+        let expected = [
+            (8192, block(1, 0, 1)),
+            (2 * 8192, block(0, 3, 1)),
+            (6 * 8192, block(3, 0, 3)),
+        ];
+        assert_eq!(now.changes(&before, 8192, same), expected);
+        // Nothing is the same in another chain, and a shorter file has nothing behind its end.
+        let all: u64 = now
+            .changes(&before, 8192, |_, _| false)
+            .iter()
+            .map(|(_, run)| run.bytes)
+            .sum();
+        assert_eq!(all, 9 * 8192);
+        assert_eq!(before.changes(&now, 8192, same), [(8192, block(0, 1, 2))]);
     }
 
     #[test]
