@@ -10,6 +10,7 @@
 
 pub(crate) mod backups;
 pub(crate) mod barman;
+mod changed;
 mod composed;
 mod directory;
 pub(crate) mod gpg;
@@ -23,11 +24,12 @@ pub(crate) mod pgbackrest;
 mod piped;
 pub(crate) mod plain;
 pub(crate) mod wal;
+pub(crate) mod walg;
 
 use std::io::{self, Read};
 use std::path::PathBuf;
 
-use barmanfs_catalog::{Backup, BackupId, KeepTarget, Repository, ServerName, Tablespace};
+use barmanfs_catalog::{Annotations, Backup, BackupId, KeepTarget, Repository, ServerName, Tablespace};
 use barmanfs_pg::wal_name::WalName;
 use barmanfs_pg::{Lsn, SegmentSize, ServerVersion, SystemId, TimelineId, TimestampMicros};
 use barmanfs_store::Attributes;
@@ -164,6 +166,8 @@ pub(crate) struct ForeignBackup {
     pub(crate) segment_size: SegmentSize,
     /// The name that its user gave it.
     pub(crate) label: Option<String>,
+    /// What its user noted with it.
+    pub(crate) annotations: Annotations,
     /// Whether and how its user keeps it.
     pub(crate) keep: Option<KeepTarget>,
     /// Where the backup starts that its files `INCREMENTAL.*` build on.

@@ -39,6 +39,7 @@ mod hosts;
 mod import;
 mod import_barman;
 mod import_pgbackrest;
+mod import_walg;
 mod incremental;
 mod json_shape;
 mod lineage;
@@ -107,6 +108,7 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("incremental", incremental::TESTS),
     ("import", import::TESTS),
     ("import_pgbackrest", import_pgbackrest::TESTS),
+    ("import_walg", import_walg::TESTS),
     ("import_barman", import_barman::TESTS),
     ("handover", handover::TESTS),
     ("cron", cron::TESTS),

@@ -16,6 +16,7 @@ Examples:
   barmanfs import main --pg-basebackup /srv/base-2026-11-28 --dry-run
   barmanfs import main --pg-basebackup /srv/full --pg-basebackup /srv/incremental
   barmanfs import main --pgbackrest /var/lib/pgbackrest --stanza main --cipher-passphrase-file /etc/pgbackrest.pass
+  barmanfs import main --walg /var/lib/walg
   barmanfs import main --barman-home /var/lib/barman --dry-run
   barmanfs import main --barman-home /var/lib/barman --passphrase-command 'cat /etc/barman/passphrase'
   barmanfs import main --barman-export backup-export-main-20261128T155501-20261129T080000-0123abcd.tar.gz";
@@ -54,6 +55,9 @@ pub(crate) struct SourceArgs {
     /// The repository of a pgBackRest, as in repo1-path
     #[arg(long, value_name = "DIR", requires = "stanza")]
     pub(crate) pgbackrest: Option<PathBuf>,
+    /// The storage of a WAL-G, as in WALG_FILE_PREFIX
+    #[arg(long, value_name = "DIR")]
+    pub(crate) walg: Option<PathBuf>,
     /// The home of a Barman (`barman_home`), which may be running
     #[arg(long, value_name = "DIR")]
     pub(crate) barman_home: Option<PathBuf>,
@@ -90,7 +94,7 @@ pub(crate) struct BarmanArgs {
     /// The server in the home or configuration, if it has another name there
     #[arg(long = "from-server", value_name = "NAME", conflicts_with = "pg_basebackup")]
     pub(crate) from_server: Option<String>,
-    /// A shell command that prints the passphrase for what is encrypted with gpg: Barman's `encryption_passphrase_command`
+    /// A shell command that prints the passphrase for what is encrypted with gpg or OpenPGP: Barman's `encryption_passphrase_command`
     #[arg(long, value_name = "COMMAND")]
     pub(crate) passphrase_command: Option<String>,
     /// A shell command that decompresses WAL from its input to its output: Barman's `custom_decompression_filter`

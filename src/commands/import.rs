@@ -18,6 +18,7 @@ use crate::import::passphrase;
 use crate::import::pg_basebackup::BaseBackups;
 use crate::import::pgbackrest::PgBackRest;
 use crate::import::plain::Plain;
+use crate::import::walg::WalG;
 use crate::import::{ForeignBackup, LeftOut, Listing, Source, wal};
 use crate::output::{self, Output};
 use crate::report::import::{Import, ImportedBackup, NotTaken};
@@ -123,6 +124,10 @@ fn open(args: &ImportArgs) -> Result<Box<dyn Source>, Error> {
             barman_options(&args.barman)?,
         )));
     }
+    if let Some(storage) = &source.walg {
+        let passphrase = gpg_passphrase(&args.barman)?;
+        return Ok(Box::new(WalG::new(storage.clone(), passphrase)));
+    }
     let options = &args.pgbackrest;
     let Some((repository, stanza)) = source.pgbackrest.clone().zip(options.stanza.clone()) else {
         return Ok(Box::new(BaseBackups::new(source.pg_basebackup.clone())));
@@ -138,8 +143,12 @@ fn open(args: &ImportArgs) -> Result<Box<dyn Source>, Error> {
     Ok(Box::new(PgBackRest::new(repository, stanza, passphrase)?))
 }
 
+fn gpg_passphrase(args: &BarmanArgs) -> Result<Option<Passphrase>, Error> {
+    let command = args.passphrase_command.as_deref();
+    command.map(Passphrase::from_command).transpose()
+}
+
 fn barman_options(args: &BarmanArgs) -> Result<Options, Error> {
-    let passphrase = args.passphrase_command.as_deref();
     let zone = match &args.time_zone {
         None => TimeZone::system(),
         Some(name) => TimeZone::get(name)
@@ -147,7 +156,7 @@ fn barman_options(args: &BarmanArgs) -> Result<Options, Error> {
     };
     Ok(Options {
         plain: Plain {
-            passphrase: passphrase.map(Passphrase::from_command).transpose()?,
+            passphrase: gpg_passphrase(args)?,
             custom_decompress: args.custom_decompress.clone(),
         },
         zone,

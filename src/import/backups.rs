@@ -100,6 +100,7 @@ impl Importer<'_> {
         };
         let writer = self.repository.writer(&format!("import of {}", self.server))?;
         let mut run = writer.begin_import(self.server, new, import)?;
+        run.annotate(backup.annotations.clone());
         let parent = match parent {
             Some(parent) => {
                 let (trees, root) = run.build_on(&parent)?;

@@ -50,9 +50,18 @@ impl TarSink for Queue {
 impl<R: Read> Members<R> {
     /// The name is for messages.
     pub(crate) fn new(name: &str, source: R) -> Self {
+        Self::parsed(TarReader::new(name, EndBlocks::Required).with_root(), source)
+    }
+
+    /// The members of an archive that WAL-G has written.
+    pub(crate) fn of_walg(name: &str, source: R) -> Self {
+        Self::parsed(TarReader::of_walg(name), source)
+    }
+
+    fn parsed(tar: TarReader, source: R) -> Self {
         Self {
             source,
-            tar: TarReader::new(name, EndBlocks::Required).with_root(),
+            tar,
             queue: Queue::default(),
             buffer: vec![0; SLICE_BYTES],
             is_at_end: false,

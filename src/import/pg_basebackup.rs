@@ -262,6 +262,7 @@ fn describe(place: &Path) -> Result<(ForeignBackup, TablespaceMap), Error> {
         server_version: facts.version,
         segment_size: control.segment_size,
         label: None,
+        annotations: barmanfs_catalog::Annotations::new(),
         keep: None,
         parent_start: label.incremental_from,
         size_bytes: Some(size_bytes),

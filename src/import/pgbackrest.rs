@@ -156,6 +156,7 @@ impl PgBackRest {
             server_version: manifest.server_version,
             segment_size: control.segment_size,
             label: annotations(listed),
+            annotations: barmanfs_catalog::Annotations::new(),
             keep: None,
             parent_start: None,
             size_bytes: Some(size_bytes),

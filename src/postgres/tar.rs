@@ -90,6 +90,20 @@ pub(crate) enum EndBlocks {
     Required,
     /// None are sent. PostgreSQL 14 and earlier.
     Optional,
+    /// Two of them where names begin with a slash. WAL-G does not close its other archives: end blocks, and the zeros behind
+    /// the last file, may be missing.
+    AsOfWalG,
+}
+
+/// Which names an archive may have beside those that PostgreSQL sends, and which it had.
+#[derive(Debug, Default)]
+struct Names {
+    /// One for the directory itself: `./`.
+    takes_root: bool,
+    /// Such with one slash before them: `/base/5/1259`.
+    takes_slash: bool,
+    /// Whether there was one with a slash.
+    had_slash: bool,
 }
 
 /// An archive that is not in PostgreSQL's form.
@@ -138,7 +152,7 @@ enum State {
 pub(crate) struct TarReader {
     archive: String,
     end_blocks: EndBlocks,
-    takes_root: bool,
+    names: Names,
     state: State,
     block: [u8; BLOCK_BYTES],
     block_filled: usize,
@@ -155,7 +169,7 @@ impl TarReader {
         Self {
             archive: archive.into(),
             end_blocks,
-            takes_root: false,
+            names: Names::default(),
             state: State::Header,
             block: [0; BLOCK_BYTES],
             block_filled: 0,
@@ -167,11 +181,16 @@ impl TarReader {
     }
 
     /// Takes a member for the directory itself, `./`, whose path is empty. PostgreSQL sends none; other tools do.
-    pub(crate) fn with_root(self) -> Self {
-        Self {
-            takes_root: true,
-            ..self
-        }
+    pub(crate) fn with_root(mut self) -> Self {
+        self.names.takes_root = true;
+        self
+    }
+
+    /// Takes what WAL-G writes: a slash before names, and a member for the directory itself, `/`.
+    pub(crate) fn of_walg(archive: impl Into<String>) -> Self {
+        let mut reader = Self::new(archive, EndBlocks::AsOfWalG).with_root();
+        reader.names.takes_slash = true;
+        reader
     }
 
     /// Takes the next bytes of the archive, in slices of any size.
@@ -220,6 +239,7 @@ impl TarReader {
             State::Extension { .. } => {
                 Err(self.error(self.offset, "the archive ends within an extended header"))
             }
+            State::Padding { .. } if self.is_never_closed() => Ok(()),
             State::Padding { .. } => Err(self.error(self.offset, "the archive ends within a block")),
             _ if self.extensions.is_open() => Err(self.error(
                 self.offset,
@@ -229,9 +249,16 @@ impl TarReader {
             State::Ended { zero_blocks: 2.. } => Ok(()),
             State::Header | State::Ended { .. } => match self.end_blocks {
                 EndBlocks::Optional => Ok(()),
-                EndBlocks::Required => Err(self.error(self.offset, "the archive has no end, it was cut off")),
+                EndBlocks::AsOfWalG if self.is_never_closed() => Ok(()),
+                EndBlocks::Required | EndBlocks::AsOfWalG => {
+                    Err(self.error(self.offset, "the archive has no end, it was cut off"))
+                }
             },
         }
+    }
+
+    fn is_never_closed(&self) -> bool {
+        self.end_blocks == EndBlocks::AsOfWalG && !self.names.had_slash
     }
 
     /// Collects a block, and processes it when it is complete. Returns the number of bytes taken.
@@ -279,7 +306,7 @@ impl TarReader {
         let member = String::from_utf8_lossy(shown.get(..100).unwrap_or(shown))
             .escape_debug()
             .to_string();
-        let read = header.read(&mut self.extensions, self.takes_root);
+        let read = header.read(&mut self.extensions, &mut self.names);
         self.member = member;
         match read.map_err(|reason| self.error(block_offset, reason))? {
             Member::Entry(entry) => {

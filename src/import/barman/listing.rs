@@ -273,6 +273,7 @@ pub(super) fn foreign(
         server_version: info.version.ok_or_else(|| without("version"))?,
         segment_size: info.segment_size,
         label: info.name.clone(),
+        annotations: barmanfs_catalog::Annotations::new(),
         keep: None,
         parent_start: None,
         size_bytes: info.size_bytes,

@@ -1,7 +1,7 @@
 //! One header block of a tar archive: its fields and their allowed values.
 
 use super::extension::{self, Extended, Extensions, Kind};
-use super::{BLOCK_BYTES, TarEntry, TarKind, number};
+use super::{BLOCK_BYTES, Names, TarEntry, TarKind, number};
 
 /// More than the size of any file of a server. Relations are split at 1 GiB.
 const MAX_FILE_BYTES: u64 = 1 << 46;
@@ -43,7 +43,7 @@ impl<'a> Header<'a> {
     }
 
     /// Reads and checks all fields, including the extended ones.
-    pub(super) fn read(&self, extensions: &mut Extensions, takes_root: bool) -> Result<Member, String> {
+    pub(super) fn read(&self, extensions: &mut Extensions, names: &mut Names) -> Result<Member, String> {
         self.check_sum()?;
         let magic = self.field(field::MAGIC);
         if magic != POSIX_MAGIC && magic != GNU_MAGIC {
@@ -57,20 +57,21 @@ impl<'a> Header<'a> {
                     false => Err(format!("an extended header of {size_bytes} bytes is absurd")),
                 }
             }
-            None => self
-                .entry(&extensions.of_member()?, takes_root)
-                .map(Member::Entry),
+            None => self.entry(&extensions.of_member()?, names).map(Member::Entry),
         }
     }
 
-    fn entry(&self, extended: &Extended, takes_root: bool) -> Result<TarEntry, String> {
+    fn entry(&self, extended: &Extended, names: &mut Names) -> Result<TarEntry, String> {
         let kind = self.kind()?;
         let name = match &extended.path {
             Some(path) => path.clone(),
             None => self.name()?,
         };
-        let path = match name.as_slice() {
-            b"./" | b"." if takes_root && kind == TarKind::Directory => Vec::new(),
+        let slash = name.strip_prefix(b"/").filter(|_| names.takes_slash);
+        names.had_slash |= slash.is_some();
+        let path = match slash.unwrap_or(&name) {
+            b"./" | b"." if names.takes_root && kind == TarKind::Directory => Vec::new(),
+            b"" if slash.is_some() && kind == TarKind::Directory => Vec::new(),
             name => relative_path(name)?,
         };
         let size_bytes = match extended.size {

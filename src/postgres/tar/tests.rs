@@ -141,7 +141,7 @@ fn sizes_past_octal_are_read_in_base_256() {
 }
 
 fn entry(block: &[u8; 512]) -> Result<TarEntry, String> {
-    match Header(block).read(&mut Extensions::default(), false)? {
+    match Header(block).read(&mut Extensions::default(), &mut Names::default())? {
         Member::Entry(entry) => Ok(entry),
         Member::Extension(kind, _) => Err(format!("{kind:?}")),
     }
@@ -531,4 +531,51 @@ fn the_sinks_error_is_returned_unchanged() {
         matches!(&error, super::super::Error::Sink(inner) if inner.to_string() == "disk full"),
         "{error}"
     );
+}
+
+/// The archives of WAL-G have a slash before each name and an end, or neither.
+#[test]
+fn an_archive_of_walg_is_closed_where_its_names_have_a_slash() {
+    let read = |bytes: &[u8]| {
+        let (mut reader, mut sink) = (TarReader::of_walg("part_001.tar"), Collected::default());
+        reader.feed(bytes, &mut sink)?;
+        reader.finish()?;
+        Ok::<_, super::super::Error>(sink.members)
+    };
+    let archive = |slash: &str| {
+        let mut bytes = Vec::new();
+        if !slash.is_empty() {
+            bytes.extend(header(b"/", b'5', 0, b""));
+        }
+        for name in ["base", "PG_VERSION"] {
+            let name = format!("{slash}{name}");
+            let (kind, size) = if name.ends_with("base") {
+                (b'5', 0)
+            } else {
+                (b'0', 3)
+            };
+            bytes.extend(header(name.as_bytes(), kind, size, b""));
+        }
+        bytes.extend(b"19\n");
+        bytes
+    };
+    let names = |bytes: &[u8]| -> Vec<Vec<u8>> {
+        let members = read(bytes).unwrap();
+        members.into_iter().map(|(entry, _)| entry.path).collect()
+    };
+    // Neither end blocks nor padding.
+    let streamed = archive("");
+    assert_eq!(names(&streamed), [&b"base"[..], b"PG_VERSION"]);
+    assert!(read(&streamed[..streamed.len() - 1]).is_err());
+    let local = archive("/");
+    let padded = [local.as_slice(), &[0; 509]].concat();
+    let closed = [padded.as_slice(), &[0; 1024]].concat();
+    assert_eq!(names(&closed), [&b""[..], b"base", b"PG_VERSION"]);
+    assert!(read(&local).is_err() && read(&padded).is_err());
+    for bad in ["//x", "/../x", "/x/../y", "/./x"] {
+        assert!(read(&header(bad.as_bytes(), b'0', 0, b"")).is_err(), "{bad}");
+    }
+    // Anywhere else, an absolute name is refused.
+    let mut reader = TarReader::new("base.tar", EndBlocks::Required).with_root();
+    assert!(reader.feed(&closed, &mut Collected::default()).is_err());
 }

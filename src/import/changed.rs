@@ -1,0 +1,127 @@
+//! Files that are made from those of a backup that was imported before.
+
+use std::io::Read;
+
+use barmanfs_pg::{Lsn, SystemId};
+use barmanfs_store::layout::BLOCK_BYTES;
+use barmanfs_store::{Attributes, ComposedSink, DirectoryRef, FileMap, Node, TreeReader};
+
+use super::Intake;
+use super::intake::wrong;
+use crate::error::Error;
+
+/// The backup on which another one builds.
+pub(super) struct Base {
+    trees: TreeReader,
+    root: DirectoryRef,
+}
+
+impl Base {
+    /// The complete backup that was imported under this name, of this cluster and with this start; `None` if it is not here.
+    ///
+    /// # Errors
+    /// When the catalog cannot be read.
+    pub(super) fn find(
+        intake: &Intake<'_>,
+        name: &str,
+        system_id: SystemId,
+        start_lsn: Lsn,
+    ) -> Result<Option<Self>, Error> {
+        let backups = intake.repository.backups(intake.server)?;
+        let found = backups.into_iter().rfind(|backup| {
+            backup.is_complete()
+                && backup.imported.as_ref().is_some_and(|from| from.name == name)
+                && backup.system_id == system_id
+                && backup.start_lsn == Some(start_lsn)
+        });
+        Ok(found.and_then(|backup| {
+            Some(Self {
+                trees: intake.repository.trees(),
+                root: backup.root?.directory,
+            })
+        }))
+    }
+
+    /// One of its files.
+    ///
+    /// # Errors
+    /// When it does not have it, or cannot be read.
+    pub(super) fn file(&self, path: &[u8]) -> Result<(Attributes, FileMap), Error> {
+        let found = self.trees.find(&self.root, path);
+        match found.map_err(barmanfs_catalog::Error::from)? {
+            Some(entry) => match entry.node {
+                Node::File(map) => Ok((entry.attributes, map)),
+                Node::Directory(_) | Node::Symlink(_) => {
+                    Err(wrong(path, format_args!("it is no file in the backup before")))
+                }
+            },
+            None => Err(wrong(path, format_args!("the backup before does not have it"))),
+        }
+    }
+}
+
+impl Intake<'_> {
+    /// Takes a file over from the backup before. Nothing is read.
+    ///
+    /// # Errors
+    /// When it cannot be stored.
+    pub(super) fn unchanged(
+        &mut self,
+        path: &[u8],
+        attributes: Attributes,
+        (base, map): (&Base, &FileMap),
+    ) -> Result<(), Error> {
+        let stored = self.files.stored_file(path, attributes, (&base.trees, map));
+        stored.map_err(|error| self.failed(path, &error))?;
+        self.shared_bytes += map.size_bytes;
+        self.show()
+    }
+
+    /// Makes a file of `size_bytes` from that of the backup before, and these blocks of `content` in its place.
+    ///
+    /// # Errors
+    /// When the blocks cannot be read, or the file cannot be stored.
+    pub(super) fn changed(
+        &mut self,
+        path: &[u8],
+        (attributes, size_bytes): (Attributes, u64),
+        (base, map): (&Base, &FileMap),
+        blocks: &[u32],
+        content: &mut dyn Read,
+    ) -> Result<(), Error> {
+        let base = (&base.trees, map);
+        let begun = self.files.composed_file(path, attributes, size_bytes, base);
+        let mut sink = begun.map_err(|error| self.failed(path, &error))?;
+        let mut block = vec![0; BLOCK_BYTES];
+        for number in blocks {
+            let read = content.read_exact(&mut block);
+            read.map_err(|error| wrong(path, format_args!("it cannot be read: {error}")))?;
+            self.read_bytes += BLOCK_BYTES as u64;
+            self.put(path, &mut sink, (*number, &block))?;
+        }
+        // What checks the content does so at its end.
+        match content.read(&mut block) {
+            Ok(0) => {}
+            Ok(_) => return Err(wrong(path, format_args!("there is more than its blocks"))),
+            Err(error) => return Err(wrong(path, format_args!("it cannot be read: {error}"))),
+        }
+        self.shared_bytes += size_bytes.saturating_sub(blocks.len() as u64 * BLOCK_BYTES as u64);
+        let finished = sink.finish();
+        finished.map_err(|error| self.failed(path, &error.into()))?;
+        self.show()
+    }
+
+    fn put(
+        &mut self,
+        path: &[u8],
+        sink: &mut ComposedSink,
+        (number, block): (u32, &[u8]),
+    ) -> Result<(), Error> {
+        let stored = sink.block(u64::from(number) * BLOCK_BYTES as u64, block);
+        stored.map_err(|error| self.failed(path, &error.into()))?;
+        match number % 1024 {
+            0 => self.show(),
+            _ => Ok(()),
+        }
+    }
+}
