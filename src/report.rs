@@ -38,7 +38,7 @@ pub(crate) use file::ListedFile;
 pub(crate) use process::ListedProcess;
 pub(crate) use quarantine::{ComparedFile, MovedFile, QuarantinedFile};
 pub(crate) use replication::{ReplicationClient, ReplicationStatus};
-pub(crate) use restore::{CatchupDocument, CatchupReport, ReplayReport, RestoreReport};
+pub(crate) use restore::{CatchupDocument, ReplayReport, RestoreReport};
 pub(crate) use retention::{KeptBackup, ServerRetention};
 pub(crate) use server::ListedServer;
 pub(crate) use shown_server::{Facts, ShownHost, ShownServer};

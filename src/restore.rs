@@ -7,7 +7,8 @@
 //! - [`rates`] keeps how fast that was, for estimates. [`watch`] finds out how far the recovery is that follows, and
 //!   [`replay_progress`] shows it.
 //! - [`configuration`] writes the configuration files that the server kept outside its data directory.
-//! - [`own_files`] are those of a standby that is caught up, and stay. [`previous`] is what the directory was before.
+//! - [`catch_up`] looks at the directory of a standby that is caught up: [`own_files`] are its files that stay, [`previous`]
+//!   is what it was before.
 //! - [`remote`] does all this on another host, over ssh; [`agent`] where barmanfs is there. [`source`] is where content comes from.
 //! - [`settings`] reports what a person should look at before the server is started.
 //!
@@ -19,6 +20,7 @@
 //!   entry is reached through the descriptor of its directory ([`place`]).
 
 pub(crate) mod agent;
+pub(crate) mod catch_up;
 pub(crate) mod configuration;
 pub(crate) mod destination;
 mod file_writer;
@@ -130,6 +132,14 @@ impl Ready {
         match self {
             Self::Here(prepared) => &prepared.size,
             Self::There(prepared) => &prepared.size,
+        }
+    }
+
+    /// The tablespaces that are not in the directory.
+    pub(crate) fn relocations(&self) -> &Relocations {
+        match self {
+            Self::Here(prepared) => &prepared.destination.relocations,
+            Self::There(prepared) => &prepared.relocations,
         }
     }
 
@@ -254,6 +264,11 @@ impl Prepared {
 
     fn run_with(&self, progress: &Progress, signals: &Interruption) -> Result<Restored, Error> {
         self.write_as(progress, signals, |error| self.incomplete(error))
+    }
+
+    /// Adds what was found before.
+    pub(crate) fn add_notes(&mut self, notes: Vec<String>) {
+        self.notes.extend(notes);
     }
 
     /// The size of the tree.

@@ -5,6 +5,7 @@ use crate::common::load::{assert_sums_agree, fill, transact, transactions};
 use crate::common::process::{Run, run, until};
 use crate::common::random::Random;
 use crate::common::registry::topic;
+use crate::common::sshd::Sshd;
 use crate::common::standby::{catch_up, standby_with};
 use crate::common::{Install, PgServer, Site};
 use std::fs;
@@ -14,6 +15,7 @@ use std::time::Duration;
 topic! {
     once a_standby_that_fell_behind_streams_again,
     edges a_failed_primary_follows_the_new_one,
+    once a_standby_on_another_host_is_caught_up_there,
 }
 
 fn catchup(site: &Site, data: &Path, options: &[&str]) -> Run {
@@ -87,12 +89,35 @@ fn assert_own_files(standby: &PgServer) {
     assert!(!standby.data.join("own.d/stranger").exists());
 }
 
-fn a_standby_that_fell_behind_streams_again(install: &'static Install) {
+/// A primary with a table in a tablespace.
+fn with_tablespace(install: &'static Install) -> (Site, PgServer) {
     let (site, primary) = Site::with_initdb_options(install, &["--wal-segsize=1", "--data-checksums"]);
     let space = site.make_directory("space");
     primary.query(&format!("CREATE TABLESPACE fast LOCATION '{}'", space.display()));
     primary.query("CREATE TABLE there TABLESPACE fast AS SELECT generate_series(1, 1000) n");
     fill(&primary, 2);
+    (site, primary)
+}
+
+/// The tablespace of the standby is still where it was.
+#[track_caller]
+fn assert_own_tablespace(site: &Site, primary: &PgServer, standby: &PgServer) {
+    let oid = primary.query("SELECT oid FROM pg_tablespace WHERE spcname = 'fast'");
+    let link = fs::read_link(standby.data.join("pg_tblspc").join(oid));
+    assert_eq!(link.unwrap(), site.path("space.follower"));
+}
+
+/// The standby has all that the primary has.
+#[track_caller]
+fn assert_equal(primary: &PgServer, standby: &PgServer) {
+    assert_sums_agree(standby);
+    assert_eq!(transactions(standby), transactions(primary));
+    let sum = "SELECT sum(n) FROM there";
+    assert_eq!(standby.query(sum), primary.query(sum));
+}
+
+fn a_standby_that_fell_behind_streams_again(install: &'static Install) {
+    let (site, primary) = with_tablespace(install);
     let mut standby = follower(&site, &primary, install);
     let data = standby.data.clone();
     // A live one is not touched.
@@ -126,20 +151,11 @@ fn a_standby_that_fell_behind_streams_again(install: &'static Install) {
         .says(&["no data directory", "--standby-mode"]);
     assert!(!is_vacant.exists());
     catchup(&site, &data, &[]).ok();
-    let link = fs::read_link(
-        data.join("pg_tblspc")
-            .join(primary.query("SELECT oid FROM pg_tablespace WHERE spcname = 'fast'")),
-    );
-    assert_eq!(link.unwrap(), site.path("space.follower"));
+    assert_own_tablespace(&site, &primary, &standby);
     standby.start();
     assert_streams(&primary, &standby, "follower");
     assert_own_files(&standby);
-    assert_sums_agree(&standby);
-    assert_eq!(transactions(&standby), transactions(&primary));
-    assert_eq!(
-        standby.query("SELECT sum(n) FROM there"),
-        primary.query("SELECT sum(n) FROM there")
-    );
+    assert_equal(&primary, &standby);
     // The next time it is killed, and continued.
     standby.stop("fast");
     leave_behind(&primary);
@@ -215,4 +231,86 @@ fn a_failed_primary_follows_the_new_one(install: &'static Install) {
     // Nothing has taken its place: it may be the only one that has its last commits.
     let run = catchup(&site, &data, &options).refused(1);
     run.says(&["was a primary on timeline 3", "--force"]);
+}
+
+fn a_standby_on_another_host_is_caught_up_there(install: &'static Install) {
+    let (site, mut primary) = with_tablespace(install);
+    site.write_config_of(&primary, "recovery_host = backup\n");
+    let sshd = Sshd::start(&site);
+    let mut standby = follower(&site, &primary, install);
+    standby.environment.push(sshd.path());
+    let data = standby.data.clone();
+    leave_behind(&primary);
+    let id = site.backup();
+    leave_behind(&primary);
+    let before = site.checksums(&data);
+    let there = |command: &str, options: &[&str]| {
+        catchup(
+            &site,
+            &data,
+            &[&["--remote-ssh-command", command], options].concat(),
+        )
+    };
+    let command = sshd.command();
+    there(&sshd.bare(), &[]).refused(1).says(&["is not in the PATH"]);
+    there(&command, &["--dry-run"]).ok().says(&[
+        id.as_str(),
+        "on another host",
+        "a standby on timeline 1",
+        "own.d/stranger",
+        "space.follower",
+    ]);
+    assert_eq!(site.checksums(&data), before);
+    let words = [
+        "catchup",
+        "main",
+        data.to_str().unwrap(),
+        "--remote-ssh-command",
+        &command,
+    ];
+    let mut is_cut = false;
+    for pause in 1..=10 {
+        let mut child = site.spawn(&[&words[..], &["--bwlimit", "2M"]].concat());
+        std::thread::sleep(Duration::from_millis(150 * pause));
+        sshd.cut();
+        assert!(!child.wait().unwrap().success());
+        is_cut = data.join(".barmanfs-restore-incomplete").exists();
+        if is_cut {
+            break;
+        }
+    }
+    assert!(is_cut && !data.join("global/pg_control").exists());
+    let mut documents = Vec::new();
+    until("the agent that was cut off has ended", || {
+        let run = there(&command, &["--json"]);
+        documents.push(run.text());
+        run.code() == Some(0)
+    });
+    let done: serde_json::Value = serde_json::from_str(documents.last().unwrap()).unwrap();
+    assert_eq!(
+        (&done["remote"], &done["has_primary"]),
+        (&true.into(), &true.into()),
+        "{done}"
+    );
+    assert_own_tablespace(&site, &primary, &standby);
+    standby.start();
+    assert_streams(&primary, &standby, "follower");
+    assert!(standby.query("SHOW restore_command").contains(" wal-restore "));
+    assert_own_files(&standby);
+    assert_equal(&primary, &standby);
+    standby.stop_and_assert_checksums();
+    // A primary that nothing has replaced stays as it is.
+    primary.stop("fast");
+    let before = site.checksums(&primary.data);
+    let words = [
+        "catchup",
+        "main",
+        primary.data.to_str().unwrap(),
+        "--remote-ssh-command",
+        &command,
+    ];
+    site.barmanfs(&words)
+        .refused(1)
+        .says(&["was a primary on timeline 1", "--force"]);
+    assert_eq!(site.checksums(&primary.data), before);
 }

@@ -20,7 +20,8 @@ where the links of DIR lead. What DIR has written on a timeline that was left is
 Examples:
   barmanfs catchup main /var/lib/postgresql/18/main --dry-run
   barmanfs catchup main /var/lib/postgresql/18/main
-  barmanfs catchup main /var/lib/postgresql/18/main --primary-conninfo 'host=db2 user=replicator'";
+  barmanfs catchup main /var/lib/postgresql/18/main --primary-conninfo 'host=db2 user=replicator'
+  barmanfs catchup main /var/lib/postgresql/18/main --remote-ssh-command 'ssh postgres@db2'";
 
 /// `catchup`
 #[derive(Debug, Args)]
@@ -36,6 +37,12 @@ pub(crate) struct CatchupArgs {
     /// Its restore_command, instead of one that calls 'barmanfs get-wal'
     #[arg(long, value_name = "COMMAND")]
     pub(crate) restore_command: Option<String>,
+    /// DIR is on the host that this command reaches; it needs barmanfs there
+    #[arg(long, value_name = "COMMAND")]
+    pub(crate) remote_ssh_command: Option<String>,
+    /// With --remote-ssh-command: port of the ssh of this host, from which the standby fetches WAL
+    #[arg(long, value_name = "PORT", requires = "remote_ssh_command")]
+    pub(crate) recovery_option_port: Option<u16>,
     /// Leave this path of DIR, although the backup does not have it; repeatable
     #[arg(long, value_name = "PATTERN")]
     pub(crate) keep: Vec<Pattern>,
@@ -64,6 +71,8 @@ impl CatchupArgs {
             primary_conninfo: self.primary_conninfo.clone(),
             restore_command: self.restore_command.clone(),
             delta_restore: true,
+            remote_ssh_command: self.remote_ssh_command.clone(),
+            recovery_option_port: self.recovery_option_port,
             dry_run: self.dry_run,
             keep: self.keep.clone(),
             jobs: self.jobs,

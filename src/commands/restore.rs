@@ -29,13 +29,12 @@ use crate::invocation::Invocation;
 use crate::mounts::user_name;
 use crate::output::Form;
 use crate::report::{CatchupDocument, RestoreReport};
+use crate::restore::catch_up::{CatchUp, CaughtUp};
 use crate::restore::configuration::ConfigurationTarget;
-use crate::restore::own_files::OwnFiles;
 use crate::restore::remote::{self, RemotePlace, RemotePrepared, RemoteShell};
 use crate::restore::{
     DESCRIPTION, Prepared, Ready, Relocations, ViewTree, WriteOptions, destination, rates, settings,
 };
-use catching_up::CatchingUp;
 use request::AUTO;
 
 /// Names that `--recovery-conf-filename` cannot have: PostgreSQL reads them as something else.
@@ -87,30 +86,29 @@ fn carry_out(app: &mut App, args: &RestoreArgs, catchup: Option<bool>) -> Result
     let Some(mut choice) = choose(app, args, &repository, &server)? else {
         return Ok(Outcome::Unreachable);
     };
-    let directory = resolved(args, &args.destination)?;
     let command = match args.no_recovery {
         true => String::new(),
         false => restore_command(app, args, &choice)?,
     };
-    let (own, relocations, caught_up) = match catchup {
-        Some(is_forced) => {
-            let is = CatchingUp::new(&repository, &directory, args, &mut choice, &command, is_forced)?;
-            (Some(is.own), is.relocations, Some(is.report))
-        }
-        None => {
-            let asked = Relocations::of_backup(&choice.backup, &args.tablespace, args.tablespace_layout)?;
-            (None, asked, None)
-        }
+    let catch_up = match catchup {
+        Some(is_forced) => Some(catching_up::order(
+            &repository,
+            args,
+            &choice,
+            &command,
+            is_forced,
+        )?),
+        None => None,
     };
     let view = open_view(app, args, &repository, &choice, command)?;
     note_reader(&repository, args, &view, &mut choice);
-    let notable = match &own {
+    let notable = match catchup {
         // The settings of the directory stay, and are no copy's.
         Some(_) => Vec::new(),
         None => settings::notable(&view)?,
     };
     let config = app.config.server(server.as_str()).cloned();
-    let options = write_options(app, args, config.as_ref(), own);
+    let options = write_options(app, args, config.as_ref());
     if !options.delta && !options.keep.is_empty() {
         return Err(Error::usage(
             "--keep names what --delta-restore leaves: without that, DEST is empty",
@@ -125,10 +123,10 @@ fn carry_out(app: &mut App, args: &RestoreArgs, catchup: Option<bool>) -> Result
         );
     }
     let configuration = configuration_target(args, &repository, &choice.backup)?;
-    let ready = ready(args, &repository, view, relocations.clone(), options)?;
+    let (ready, caught_up) = ready(args, &repository, view, catch_up, options)?;
     let directory = ready.directory().to_owned();
     choice.notes.extend_from_slice(ready.notes());
-    let mut report = RestoreReport::new(&choice.backup, choice.plan.as_ref(), &ready, &relocations);
+    let mut report = RestoreReport::new(&choice.backup, choice.plan.as_ref(), &ready);
     report.notes.clone_from(&choice.notes);
     report.standby = args.standby_mode;
     report.dry_run = args.dry_run;
@@ -166,44 +164,54 @@ fn carry_out(app: &mut App, args: &RestoreArgs, catchup: Option<bool>) -> Result
     Ok(Outcome::Done)
 }
 
-fn write_options(
-    app: &App,
-    args: &RestoreArgs,
-    config: Option<&ServerConfig>,
-    own: Option<OwnFiles>,
-) -> WriteOptions {
+fn write_options(app: &App, args: &RestoreArgs, config: Option<&ServerConfig>) -> WriteOptions {
     WriteOptions {
         jobs: jobs(args, config.and_then(|config| config.parallel_jobs)),
         bandwidth_limit: args.bwlimit.or_else(|| configured_limit(config)),
         delta: args.delta_restore || config.is_some_and(|config| config.delta_restore),
         keep: args.keep.clone(),
-        own,
+        own: None,
         like: None,
         quiet: app.options.quiet,
     }
 }
 
-/// Checks the destination. Nothing is written.
+/// Checks the destination, and what a standby is that is to be caught up. Nothing is written.
 fn ready(
     args: &RestoreArgs,
     repository: &Repository,
     view: ViewTree,
-    relocations: Relocations,
-    options: WriteOptions,
-) -> Result<Ready, Error> {
+    catch_up: Option<CatchUp>,
+    mut options: WriteOptions,
+) -> Result<(Ready, Option<CaughtUp>), Error> {
     let directory = resolved(args, &args.destination)?;
+    let asked = Relocations::of_backup(&view.backup, &args.tablespace, args.tablespace_layout)?;
     let Some(command) = &args.remote_ssh_command else {
-        let prepared = Prepared::new(repository, view, directory, relocations, options)?;
-        return Ok(Ready::Here(Box::new(prepared)));
+        let examined = match &catch_up {
+            Some(catch_up) => Some(catch_up.examine(&directory, &view.backup)?),
+            None => None,
+        };
+        let (relocations, found, notes) = match examined {
+            Some(examined) => {
+                options.own = Some(examined.own);
+                (examined.relocations, Some(examined.found), examined.notes)
+            }
+            None => (asked, None, Vec::new()),
+        };
+        let mut prepared = Prepared::new(repository, view, directory, relocations, options)?;
+        prepared.add_notes(notes);
+        return Ok((Ready::Here(Box::new(prepared)), found));
     };
     let place = RemotePlace {
         shell: RemoteShell::new(command)?,
         directory,
         configuration: args.restore_config.clone(),
         fetches_wal: !(args.is_self_contained() || args.no_recovery) && args.restore_command.is_none(),
+        catch_up,
     };
-    let prepared = RemotePrepared::new(repository, view, place, &relocations, options)?;
-    Ok(Ready::There(Box::new(prepared)))
+    let prepared = RemotePrepared::new(repository, view, place, &asked, options)?;
+    let found = prepared.caught_up().cloned();
+    Ok((Ready::There(Box::new(prepared)), found))
 }
 
 /// An absolute path of the host that is restored to. Links are followed here only.

@@ -9,12 +9,12 @@ use barmanfs_pg::wal_name::SegmentName;
 use barmanfs_pg::{Lsn, TimelineId, TimestampMicros};
 use serde::Serialize;
 
+use crate::restore::catch_up::CaughtUp;
 use crate::restore::configuration::RestoredConfiguration;
-use crate::restore::previous::Previous;
 use crate::restore::rates::time_for;
 use crate::restore::settings::NotableSetting;
 use crate::restore::watch::{Reached, Replay, TimeSource, Watched};
-use crate::restore::{Ready, Relocations, Restored};
+use crate::restore::{Ready, Restored};
 
 /// A tablespace that is not in the data directory.
 #[derive(Debug, Serialize)]
@@ -60,7 +60,7 @@ pub(crate) struct RestoreReport<'a> {
     pub(crate) notes: Vec<String>,
     /// Of `catchup`: what it has found and leaves.
     #[serde(skip)]
-    pub(crate) catchup: Option<CatchupReport>,
+    pub(crate) catchup: Option<CaughtUp>,
 }
 
 /// `catchup --json`.
@@ -69,32 +69,19 @@ pub(crate) struct CatchupDocument<'a> {
     #[serde(flatten)]
     pub(crate) restore: &'a RestoreReport<'a>,
     #[serde(flatten)]
-    pub(crate) catchup: &'a CatchupReport,
-}
-
-/// The directory that is caught up.
-#[derive(Debug, Serialize)]
-pub(crate) struct CatchupReport {
-    /// What it was; `None` where a run that did not end has removed that.
-    pub(crate) previous: Option<Previous>,
-    /// Its own files, which stay.
-    pub(crate) own_files: Vec<String>,
-    /// Whether the standby connects to a primary, by the option or by its own files.
-    pub(crate) has_primary: bool,
+    pub(crate) catchup: &'a CaughtUp,
 }
 
 impl<'a> RestoreReport<'a> {
     /// Before anything is written.
-    pub(crate) fn new(
-        backup: &'a Backup,
-        plan: Option<&'a Plan>,
-        ready: &Ready,
-        relocations: &Relocations,
-    ) -> Self {
-        let tablespaces = relocations.iter().map(|(oid, location)| RelocatedTablespace {
-            oid,
-            location: location.display().to_string(),
-        });
+    pub(crate) fn new(backup: &'a Backup, plan: Option<&'a Plan>, ready: &Ready) -> Self {
+        let tablespaces = ready
+            .relocations()
+            .iter()
+            .map(|(oid, location)| RelocatedTablespace {
+                oid,
+                location: location.display().to_string(),
+            });
         Self {
             server: &backup.server,
             backup: backup.id,

@@ -17,6 +17,8 @@ use barmanfs_pg::conf::{
     AccessReference, ConfLine, access_references, is_taken_by_include_dir, location, quoted,
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::place::{Place, dress, failed};
 use crate::error::Error;
 use crate::instance::AUTO_CONF;
@@ -55,7 +57,7 @@ const ABOUT: &str = "# Of 'barmanfs catchup'. It counts over the lines above and
 const NEW_AUTO_CONF: &[u8] = b".barmanfs-postgresql.auto.conf";
 
 /// What the directory's `postgresql.auto.conf` is given.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct StandbySettings {
     pub(crate) restore_command: String,
     /// May have a password in it.

@@ -11,7 +11,7 @@ use barmanfs_pg::wal_check::check_segment;
 use barmanfs_pg::wal_name::SegmentName;
 use barmanfs_pg::wal_scan::{RecordFacts, SegmentIndex, WalScanner};
 use barmanfs_pg::{Lsn, TimelineId};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::place::failed;
 use crate::error::Error;
@@ -24,7 +24,7 @@ const PIECE_BYTES: u64 = 1 << 20;
 const MAX_HISTORY_BYTES: u64 = 1 << 20;
 
 /// What a directory was.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Previous {
     /// Whether it was a primary, also one that was shut down.
     pub(crate) was_primary: bool,
@@ -34,12 +34,10 @@ pub(crate) struct Previous {
     pub(crate) checkpoint_lsn: Lsn,
     /// What it has written that its new primary does not have.
     pub(crate) lost: Option<Lost>,
-    #[serde(skip)]
-    control: ControlFile,
 }
 
 /// WAL of a timeline behind the place where it was left.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Lost {
     pub(crate) timeline: TimelineId,
     pub(crate) from_lsn: Lsn,
@@ -64,7 +62,6 @@ impl Previous {
             timeline: control.timeline,
             checkpoint_lsn: control.checkpoint,
             lost: None,
-            control,
         };
         let left_at = match history(data, control.timeline)? {
             Some(own) => left_at(route, &own),
@@ -77,65 +74,69 @@ impl Previous {
             ),
         };
         if let Some(from) = left_at {
-            let lost = previous.wal_from(data, from)?;
+            let lost = wal_from(data, &control, from)?;
             previous.lost = (lost.to_lsn > from).then_some(lost);
         }
         Ok(previous)
     }
+}
 
-    /// The WAL of its timeline from there on, as far as it is in the directory.
-    fn wal_from(&self, data: &Path, from: Lsn) -> Result<Lost, Error> {
-        let control = &self.control;
-        let mut lost = Lost {
-            timeline: self.timeline,
-            from_lsn: from,
-            to_lsn: control.checkpoint.max(from),
-            commits: 0,
-        };
-        let mut name = SegmentName::from_lsn(self.timeline, from, control.segment_size);
-        while let Some((index, commits)) = self.scan(data, &name, from)? {
-            lost.to_lsn = lost.to_lsn.max(index.end_lsn);
-            lost.commits += commits;
-            if index.stopped.is_some() {
-                break;
+/// The WAL of its timeline from there on, as far as it is in the directory.
+fn wal_from(data: &Path, control: &ControlFile, from: Lsn) -> Result<Lost, Error> {
+    let mut lost = Lost {
+        timeline: control.timeline,
+        from_lsn: from,
+        to_lsn: control.checkpoint.max(from),
+        commits: 0,
+    };
+    let mut name = SegmentName::from_lsn(control.timeline, from, control.segment_size);
+    while let Some((index, commits)) = scan(data, control, &name, from)? {
+        lost.to_lsn = lost.to_lsn.max(index.end_lsn);
+        lost.commits += commits;
+        if index.stopped.is_some() {
+            break;
+        }
+        name = name.next(control.segment_size);
+    }
+    Ok(lost)
+}
+
+/// Reads a segment in the directory, and counts the commits in it from a place on; `None` where there is none.
+fn scan(
+    data: &Path,
+    control: &ControlFile,
+    name: &SegmentName,
+    from: Lsn,
+) -> Result<Option<(SegmentIndex, u64)>, Error> {
+    let path = data.join("pg_wal").join(name.to_string());
+    let mut file = match File::open(&path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        file => file.map_err(|error| failed("open", &path, error))?,
+    };
+    let read = |file: &mut File| {
+        let mut piece = Vec::new();
+        let read = file.take(PIECE_BYTES).read_to_end(&mut piece);
+        read.map_err(|error| failed("read", &path, error))?;
+        Ok::<_, Error>(piece)
+    };
+    let mut piece = read(&mut file)?;
+    // A file that was prepared for later has an older segment in it.
+    let Ok(facts) = check_segment(&piece, name, control.segment_size.bytes()) else {
+        return Ok(None);
+    };
+    if facts.system_id != control.system_id {
+        return Ok(None);
+    }
+    let (mut scanner, mut commits) = (WalScanner::new(name, &facts), 0);
+    while !piece.is_empty() {
+        scanner.push_each(&piece, &mut |lsn, facts| {
+            if lsn >= from && matches!(facts, Some(RecordFacts::Commit { .. })) {
+                commits += 1;
             }
-            name = name.next(control.segment_size);
-        }
-        Ok(lost)
+        });
+        piece = read(&mut file)?;
     }
-
-    /// Reads a segment in the directory, and counts the commits in it from a place on; `None` where there is none.
-    fn scan(&self, data: &Path, name: &SegmentName, from: Lsn) -> Result<Option<(SegmentIndex, u64)>, Error> {
-        let path = data.join("pg_wal").join(name.to_string());
-        let mut file = match File::open(&path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            file => file.map_err(|error| failed("open", &path, error))?,
-        };
-        let read = |file: &mut File| {
-            let mut piece = Vec::new();
-            let read = file.take(PIECE_BYTES).read_to_end(&mut piece);
-            read.map_err(|error| failed("read", &path, error))?;
-            Ok::<_, Error>(piece)
-        };
-        let mut piece = read(&mut file)?;
-        // A file that was prepared for later has an older segment in it.
-        let Ok(facts) = check_segment(&piece, name, self.control.segment_size.bytes()) else {
-            return Ok(None);
-        };
-        if facts.system_id != self.control.system_id {
-            return Ok(None);
-        }
-        let (mut scanner, mut commits) = (WalScanner::new(name, &facts), 0);
-        while !piece.is_empty() {
-            scanner.push_each(&piece, &mut |lsn, facts| {
-                if lsn >= from && matches!(facts, Some(RecordFacts::Commit { .. })) {
-                    commits += 1;
-                }
-            });
-            piece = read(&mut file)?;
-        }
-        Ok(Some((scanner.finish(), commits)))
-    }
+    Ok(Some((scanner.finish(), commits)))
 }
 
 fn unknown_history(data: &Path, timeline: TimelineId) -> Error {

@@ -24,6 +24,7 @@ use barmanfs_catalog::{ReadGuard, Repository};
 use barmanfs_store::sync::lock;
 
 use super::agent::control::{Agent, Found, Order, Stopped};
+use super::catch_up::{CatchUp, CaughtUp};
 use super::destination::{State, not_empty, refuse_shared};
 use super::marker::{self, Marker};
 use super::space::TreeSize;
@@ -48,11 +49,12 @@ pub(crate) struct RemotePrepared {
     view: ViewTree,
     /// Without links.
     pub(super) directory: PathBuf,
-    relocations: Relocations,
+    pub(super) relocations: Relocations,
     options: WriteOptions,
     pub(super) size: TreeSize,
     pub(super) state: State,
     notes: Vec<String>,
+    caught_up: Option<CaughtUp>,
     configuration: Option<RemoteConfiguration>,
     /// The agent that writes there; without one, archives are unpacked.
     agent: Option<Mutex<Agent>>,
@@ -70,6 +72,8 @@ pub(crate) struct RemotePlace {
     pub(crate) configuration: Option<PathBuf>,
     /// Whether the copy fetches WAL with barmanfs.
     pub(crate) fetches_wal: bool,
+    /// Whether a standby is caught up, and how.
+    pub(crate) catch_up: Option<CatchUp>,
 }
 
 /// Refuses a directory that cannot be one of another host.
@@ -96,10 +100,14 @@ impl RemotePrepared {
         let mut notes = facts.notes(&view.backup, place.fetches_wal);
         let mut agent = match facts.barmanfs.as_ref().map(|_| Agent::start(&shell)) {
             Some(Ok(agent)) => Some(agent),
+            Some(Err(error)) if place.catch_up.is_some() => {
+                return Err(error.context("Nothing can be caught up on the other host"));
+            }
             Some(Err(error)) => {
                 notes.push(format!("The barmanfs of the other host is not used: {error}"));
                 None
             }
+            None if place.catch_up.is_some() => return Err(no_agent()),
             None => None,
         };
         let size = match agent {
@@ -107,7 +115,10 @@ impl RemotePrepared {
             None => TreeSize::without_holes(&view)?,
         };
         let found = match &mut agent {
-            Some(agent) => agent.prepare(&view, &directory, relocations, (&options, &size))?,
+            Some(agent) => {
+                let catch_up = place.catch_up.as_ref();
+                agent.prepare(&view, &directory, relocations, catch_up, (&options, &size))?
+            }
             None => examine(&facts, &directory, relocations, (&options, &size))?,
         };
         let configuration = place
@@ -121,6 +132,7 @@ impl RemotePrepared {
             view,
             directory: found.directory,
             relocations: found.relocations,
+            caught_up: found.caught_up,
             state: found.state,
             options,
             size,
@@ -133,6 +145,11 @@ impl RemotePrepared {
     /// What there is to say about the other host.
     pub(crate) fn notes(&self) -> &[String] {
         &self.notes
+    }
+
+    /// What a standby was, if it is caught up.
+    pub(crate) fn caught_up(&self) -> Option<&CaughtUp> {
+        self.caught_up.as_ref()
     }
 
     /// Sends the tree.
@@ -301,6 +318,13 @@ impl RemotePrepared {
     }
 }
 
+fn no_agent() -> Error {
+    Error::failed(
+        "A standby on another host is caught up by barmanfs there, and it is not in the PATH of the user",
+    )
+    .hint("Install it there: what differs from the backup is found out where the data is")
+}
+
 /// What there is, without an agent.
 fn examine(
     facts: &Facts,
@@ -322,6 +346,7 @@ fn examine(
         directory: real,
         relocations,
         notes: Vec::new(),
+        caught_up: None,
     })
 }
 

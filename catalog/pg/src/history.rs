@@ -2,12 +2,14 @@
 //!
 //! Source: `src/backend/access/transam/timeline.c`.
 
+use serde::{Deserialize, Serialize};
+
 use crate::{FormatError, Lsn, TimelineId};
 
 const FILE: &str = "Timeline history";
 
 /// One ancestor of a timeline.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HistoryEntry {
     /// The ancestor.
     pub timeline: TimelineId,
@@ -18,7 +20,7 @@ pub struct HistoryEntry {
 }
 
 /// A timeline and its ancestors, oldest first.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TimelineHistory {
     timeline: TimelineId,
     entries: Vec<HistoryEntry>,

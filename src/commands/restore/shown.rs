@@ -11,8 +11,9 @@ use crate::commands::explain::along;
 use crate::commands::show_backup::Facts;
 use crate::error::Error;
 use crate::output;
-use crate::report::{CatchupReport, RestoreReport};
+use crate::report::RestoreReport;
 use crate::restore::Restored;
+use crate::restore::catch_up::CaughtUp;
 use crate::restore::settings::NotableSetting;
 
 /// Programs that call Barman look for this line.
@@ -134,7 +135,7 @@ fn facts(args: &RestoreArgs, choice: &Choice, report: &RestoreReport<'_>) -> Fac
 }
 
 /// What a directory was that is caught up, what is lost, and what stays.
-fn of_the_directory(facts: &mut Facts, catchup: &CatchupReport) {
+fn of_the_directory(facts: &mut Facts, catchup: &CaughtUp) {
     if let Some(previous) = &catchup.previous {
         let role = if previous.was_primary {
             "primary"

@@ -13,6 +13,7 @@ use super::serve::{Server, Unserved};
 use super::wire::{self, Assignment, Frame, FromAgent, PROTOCOL, ToAgent};
 use crate::error::Error;
 use crate::progress::Progress;
+use crate::restore::catch_up::{CatchUp, CaughtUp};
 use crate::restore::destination::State;
 use crate::restore::remote::RemoteShell;
 use crate::restore::remote::shell::{BEAT_EVERY, Output, Session, word};
@@ -47,6 +48,8 @@ pub(in crate::restore) struct Found {
     pub(in crate::restore) relocations: Relocations,
     /// What there is to say about the directory.
     pub(in crate::restore) notes: Vec<String>,
+    /// What a standby was, if it is caught up.
+    pub(in crate::restore) caught_up: Option<CaughtUp>,
 }
 
 /// Why an agent has not restored.
@@ -105,6 +108,7 @@ impl Agent {
         view: &ViewTree,
         directory: &Path,
         relocations: &Relocations,
+        catch_up: Option<&CatchUp>,
         (options, size): (&WriteOptions, &TreeSize),
     ) -> Result<Found, Error> {
         self.tell(&ToAgent::Prepare(Box::new(Assignment {
@@ -116,6 +120,7 @@ impl Agent {
             jobs: options.jobs,
             delta: options.delta,
             keep: options.keep.clone(),
+            catch_up: catch_up.cloned(),
         })))?;
         match self.next()? {
             FromAgent::Prepared {
@@ -123,6 +128,7 @@ impl Agent {
                 directory,
                 relocations,
                 notes,
+                caught_up,
             } => Ok(Found {
                 state: state.into(),
                 directory,
@@ -132,6 +138,10 @@ impl Agent {
                     .take(MAX_NOTES)
                     .map(|note| wire::shown(note))
                     .collect(),
+                caught_up: caught_up.map(|found| CaughtUp {
+                    own_files: found.own_files.iter().map(|path| wire::shown(path)).collect(),
+                    ..found
+                }),
             }),
             _ => Err(wire::garbled("no answer to the assignment")),
         }

@@ -14,6 +14,7 @@ use super::wire::{self, Assignment, Bytes, Failure, Frame, FromAgent, PROTOCOL, 
 use crate::error::Error;
 use crate::progress::{Progress, Step, Tell};
 use crate::readiness::is_ready;
+use crate::restore::catch_up::CaughtUp;
 use crate::restore::destination::{self, State};
 use crate::restore::remote::shell::SILENCE;
 use crate::restore::source::TreeSource;
@@ -136,12 +137,13 @@ fn restore(told: &Arc<Told>) -> Result<(), Error> {
         return Err(wire::garbled("no assignment"));
     };
     let tree = Arc::new(FarTree::default());
-    let prepared = prepare(*assignment, &tree)?;
+    let (prepared, caught_up) = prepare(*assignment, &tree)?;
     told.message(&FromAgent::Prepared {
         state: prepared.destination.state.into(),
         directory: prepared.destination.path.clone(),
         relocations: prepared.destination.relocations.clone(),
         notes: prepared.notes.clone(),
+        caught_up,
     })?;
     let ToAgent::Run { dry_run } = next()? else {
         return Err(wire::garbled("no order to run"));
@@ -182,7 +184,21 @@ fn report(told: &Told, restored: Restored) -> Result<(), Error> {
     })
 }
 
-fn prepare(assignment: Assignment, tree: &Arc<FarTree>) -> Result<Prepared, Error> {
+fn prepare(assignment: Assignment, tree: &Arc<FarTree>) -> Result<(Prepared, Option<CaughtUp>), Error> {
+    let directory = destination::resolved(&assignment.directory)?;
+    let examined = match &assignment.catch_up {
+        Some(catch_up) => Some(catch_up.examine(&directory, &assignment.backup)?),
+        None => None,
+    };
+    let (relocations, own, caught_up, notes) = match examined {
+        Some(examined) => (
+            examined.relocations,
+            Some(examined.own),
+            Some(examined.found),
+            examined.notes,
+        ),
+        None => (assignment.relocations.resolved()?, None, None, Vec::new()),
+    };
     let view = ViewTree {
         backup: assignment.backup,
         root: Arc::new(FarDirectory::new(tree, Vec::new())),
@@ -194,13 +210,13 @@ fn prepare(assignment: Assignment, tree: &Arc<FarTree>) -> Result<Prepared, Erro
         bandwidth_limit: None,
         delta: assignment.delta,
         keep: assignment.keep,
-        own: None,
+        own,
         like: None,
         quiet: true,
     };
-    let directory = destination::resolved(&assignment.directory)?;
-    let relocations = assignment.relocations.resolved()?;
-    Prepared::far(view, directory, relocations, options, assignment.size)
+    let mut prepared = Prepared::far(view, directory, relocations, options, assignment.size)?;
+    prepared.add_notes(notes);
+    Ok((prepared, caught_up))
 }
 
 /// The name of the socket in its directory.

@@ -12,12 +12,13 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Kind};
 use crate::output::printable;
 use crate::restore::Pattern;
+use crate::restore::catch_up::{CatchUp, CaughtUp};
 use crate::restore::source::PartWindows;
 use crate::restore::space::TreeSize;
 use crate::restore::tablespaces::Relocations;
 
 /// Both sides must have the same.
-pub(super) const PROTOCOL: u32 = 2;
+pub(super) const PROTOCOL: u32 = 3;
 
 /// A frame has at most so many bytes. A window has at most a few MiB.
 pub(super) const MAX_FRAME_BYTES: usize = 8 << 20;
@@ -116,6 +117,8 @@ pub(super) struct Assignment {
     pub(super) jobs: usize,
     pub(super) delta: bool,
     pub(super) keep: Vec<Pattern>,
+    /// Whether a standby is caught up, and how.
+    pub(super) catch_up: Option<CatchUp>,
 }
 
 /// What the agent tells.
@@ -132,6 +135,8 @@ pub(super) enum FromAgent {
         relocations: Relocations,
         /// What there is to say about the directory.
         notes: Vec<String>,
+        /// What a standby was, if it is caught up.
+        caught_up: Option<CaughtUp>,
     },
     /// Where further connections go.
     Listening {
