@@ -1,4 +1,6 @@
 //! Writes members of a tar archive, in the `ustar` format that PostgreSQL's programs and Barman read.
+//!
+//! After an error the archive ends within a member: `tar` takes one that ends between two members for whole.
 
 use std::cell::Cell;
 use std::ffi::OsStr;
@@ -20,6 +22,9 @@ const BLOCK_BYTES: u64 = 512;
 
 /// Content is read in pieces of this size, which is that of a window.
 const PIECE_BYTES: usize = 128 << 10;
+
+/// The name of the member without which an archive would end well.
+const UNFINISHED_MEMBER: &str = "THE-EXPORT-HAS-FAILED";
 
 /// Bytes that a member takes.
 pub(super) fn member_bytes(size_bytes: u64) -> u64 {
@@ -60,7 +65,10 @@ impl Run {
 
 /// An archive that is being written.
 pub(super) struct Archive<'a> {
-    builder: tar::Builder<&'a mut dyn Write>,
+    builder: tar::Builder<Output<'a>>,
+    /// Bytes of the members that are complete.
+    whole_bytes: u64,
+    is_finished: bool,
     run: &'a Run,
     /// For messages.
     path: PathBuf,
@@ -69,7 +77,13 @@ pub(super) struct Archive<'a> {
 impl<'a> Archive<'a> {
     pub(super) fn new(output: &'a mut dyn Write, path: &Path, run: &'a Run) -> Self {
         Self {
-            builder: tar::Builder::new(output),
+            builder: tar::Builder::new(Output {
+                output,
+                bytes: 0,
+                is_closed: false,
+            }),
+            whole_bytes: 0,
+            is_finished: false,
             run,
             path: path.to_owned(),
         }
@@ -82,7 +96,7 @@ impl<'a> Archive<'a> {
         let added = self
             .builder
             .append_data(&mut header, OsStr::from_bytes(&path), io::empty());
-        added.map_err(|error| self.failed(&error))
+        self.added(added)
     }
 
     /// Adds a symbolic link.
@@ -91,7 +105,7 @@ impl<'a> Archive<'a> {
         let added = self
             .builder
             .append_link(&mut header, OsStr::from_bytes(path), OsStr::from_bytes(target));
-        added.map_err(|error| self.failed(&error))
+        self.added(added)
     }
 
     /// Adds a file that is made here.
@@ -100,7 +114,7 @@ impl<'a> Archive<'a> {
         let added = self
             .builder
             .append_data(&mut header, OsStr::from_bytes(path), bytes);
-        added.map_err(|error| self.failed(&error))
+        self.added(added)
     }
 
     /// Adds a file of a backup.
@@ -120,18 +134,76 @@ impl<'a> Archive<'a> {
             .append_data(&mut header, OsStr::from_bytes(path), &mut content);
         match (added, content.failed) {
             (_, Some(error)) => Err(error.context(format_args!("Cannot export {}", printable(&file.path)))),
-            (added, None) => added.map_err(|error| self.failed(&error)),
+            (added, None) => self.added(added),
         }
     }
 
     /// Writes the end of the archive.
     pub(super) fn finish(mut self) -> Result<(), Error> {
+        self.is_finished = true;
         let ended = self.builder.finish();
         ended.map_err(|error| self.failed(&error))
     }
 
+    /// Notes whether a member is complete.
+    fn added(&mut self, added: io::Result<()>) -> Result<(), Error> {
+        added.map_err(|error| self.failed(&error))?;
+        self.whole_bytes = self.builder.get_ref().bytes;
+        Ok(())
+    }
+
     fn failed(&self, error: &io::Error) -> Error {
         unfinished::failed("write", &self.path, error)
+    }
+}
+
+impl Drop for Archive<'_> {
+    fn drop(&mut self) {
+        if self.is_finished {
+            return;
+        }
+        let is_between_members = self.builder.get_ref().bytes == self.whole_bytes;
+        let output = self.builder.get_mut();
+        if is_between_members {
+            // A member of which only the header comes. If it cannot be written, the error that ended the archive was that.
+            let _ = output.write_all(unfinished_member().as_bytes());
+        }
+        // The builder ends the archive when it is dropped.
+        output.is_closed = true;
+    }
+}
+
+/// The header of a file that does not follow.
+fn unfinished_member() -> tar::Header {
+    let mut header = tar::Header::new_ustar();
+    header.set_entry_type(tar::EntryType::Regular);
+    header.set_mode(0o600);
+    header.set_size(BLOCK_BYTES);
+    // Its name is short enough.
+    let _ = header.set_path(UNFINISHED_MEMBER);
+    header.set_cksum();
+    header
+}
+
+/// What an archive is written to.
+struct Output<'a> {
+    output: &'a mut dyn Write,
+    bytes: u64,
+    is_closed: bool,
+}
+
+impl Write for Output<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.is_closed {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        let count = self.output.write(bytes)?;
+        self.bytes += count as u64;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.output.flush()
     }
 }
 

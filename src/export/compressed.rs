@@ -1,7 +1,9 @@
-//! Output that may be compressed: the archive is made in this thread, and compressed in another one.
+//! Output that may be compressed: the archive is made in this thread, and compressed in another one. After an error the output
+//! has no end, so that no program takes it for whole.
 
-use std::io::{BufWriter, Write};
+use std::io::{self, BufWriter, PipeReader, Read, Write};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use crate::error::Error;
@@ -18,13 +20,21 @@ pub(super) fn compressed(
     path: &Path,
     make: impl FnOnce(&mut dyn Write) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    let fail = |error: std::io::Error| failed("write", path, &error);
+    let fail = |error: io::Error| failed("write", path, &error);
     let Some(form) = form else {
         let mut output = BufWriter::with_capacity(BUFFER_BYTES, target);
-        make(&mut output)?;
-        return output.flush().map_err(fail);
+        let made = make(&mut output);
+        // Also after an error: what shows that the archive is cut may be in the buffer.
+        let flushed = output.flush().map_err(fail);
+        drop(output.into_parts());
+        return made.and(flushed);
     };
-    let (mut reader, writer) = std::io::pipe().map_err(fail)?;
+    let (reader, writer) = io::pipe().map_err(fail)?;
+    let is_whole = AtomicBool::new(false);
+    let mut reader = Made {
+        reader,
+        is_whole: &is_whole,
+    };
     thread::scope(|scope| {
         let encoder = thread::Builder::new()
             .name("compress".to_owned())
@@ -32,15 +42,38 @@ pub(super) fn compressed(
             .map_err(fail)?;
         let mut output = BufWriter::with_capacity(BUFFER_BYTES, writer);
         let made = make(&mut output).and_then(|()| output.flush().map_err(fail));
+        is_whole.store(made.is_ok(), Ordering::Release);
         // What is still in the buffer after an error is of no use, and the other end may be closed.
         drop(output.into_parts());
         let encoded = encoder
             .join()
             .map_err(|_| Error::failed(format!("Cannot write {}: the compression ended", path.display())))?;
-        // An error of the other thread closes the pipe, so it comes first.
-        encoded.map_err(fail)?;
-        made
+        match encoded {
+            Err(error) if error.get_ref().is_some_and(|inner| inner.is::<NotWhole>()) => made,
+            // An error of the other thread closes the pipe, so it comes first.
+            encoded => encoded.map_err(fail).and(made),
+        }
     })
+}
+
+/// What is made, on its way to be compressed. Its end is an error unless all was made.
+struct Made<'a> {
+    reader: PipeReader,
+    is_whole: &'a AtomicBool,
+}
+
+/// The end came before all was made.
+#[derive(Debug, thiserror::Error)]
+#[error("it was not made to its end")]
+struct NotWhole;
+
+impl Read for Made<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self.reader.read(buffer)? {
+            0 if !self.is_whole.load(Ordering::Acquire) => Err(io::Error::other(NotWhole)),
+            length => Ok(length),
+        }
+    }
 }
 
 /// The suffix of a file's name.
@@ -92,10 +125,10 @@ mod tests {
         /// A full disk.
         struct Full;
         impl Write for Full {
-            fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
-                Err(std::io::ErrorKind::StorageFull.into())
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                Err(io::ErrorKind::StorageFull.into())
             }
-            fn flush(&mut self) -> std::io::Result<()> {
+            fn flush(&mut self) -> io::Result<()> {
                 Ok(())
             }
         }

@@ -2,6 +2,7 @@
 //!
 //! A compressed file keeps its name, so only its first bytes show its form. No WAL file begins like one of them.
 
+use std::cell::Cell;
 use std::io::{self, BufRead, BufReader, Read, Write};
 
 use zstd_safe::{CCtx, CParameter, DCtx, InBuffer, OutBuffer};
@@ -71,7 +72,8 @@ impl Compression {
         })
     }
 
-    /// Writes `source` in this form.
+    /// Writes `source` in this form. If it cannot be read to its end, nothing is written that would end the output as if it were
+    /// whole.
     ///
     /// # Errors
     /// Those of reading and writing.
@@ -85,36 +87,70 @@ impl Compression {
             let level = level.map(|level| level.clamp(least, most));
             level.and_then(|level| u32::try_from(level).ok()).unwrap_or(usual)
         };
+        let is_closed = Cell::new(false);
+        let target = Gate {
+            target,
+            is_closed: &is_closed,
+        };
         match self {
             Self::Gzip => {
                 let mut encoder =
                     flate2::write::GzEncoder::new(target, flate2::Compression::new(of(6, 0, 9)));
-                io::copy(source, &mut encoder)?;
+                encode_all(source, &mut encoder, &is_closed)?;
                 encoder.finish().map(drop)
             }
             Self::Bzip2 => {
                 let mut encoder = bzip2::write::BzEncoder::new(target, bzip2::Compression::new(of(9, 1, 9)));
-                io::copy(source, &mut encoder)?;
+                encode_all(source, &mut encoder, &is_closed)?;
                 encoder.finish().map(drop)
             }
             Self::Xz => {
                 let mut encoder = liblzma::write::XzEncoder::new(target, of(3, 0, 9));
-                io::copy(source, &mut encoder)?;
+                encode_all(source, &mut encoder, &is_closed)?;
                 encoder.finish().map(drop)
             }
-            Self::Zstd => encode_zstd(level.unwrap_or(1).clamp(-7, 19), source, target),
+            Self::Zstd => encode_zstd(level.unwrap_or(1).clamp(-7, 19), source, target.target),
             Self::Lz4 => {
                 let mut encoder = lz4_flex::frame::FrameEncoder::new(target);
-                io::copy(source, &mut encoder)?;
+                encode_all(source, &mut encoder, &is_closed)?;
                 encoder.finish().map(drop).map_err(io::Error::other)
             }
             Self::Snappy => {
                 let mut encoder = snap::write::FrameEncoder::new(target);
-                io::copy(source, &mut encoder)?;
+                encode_all(source, &mut encoder, &is_closed)?;
                 encoder.flush()
             }
         }
     }
+}
+
+/// Passes bytes on until it is closed. An encoder that is dropped ends its stream, also after an error of its source.
+struct Gate<'a> {
+    target: &'a mut dyn Write,
+    is_closed: &'a Cell<bool>,
+}
+
+impl Write for Gate<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self.is_closed.get() {
+            true => Err(io::ErrorKind::BrokenPipe.into()),
+            false => self.target.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self.is_closed.get() {
+            true => Ok(()),
+            false => self.target.flush(),
+        }
+    }
+}
+
+/// Copies all of `source` into an encoder. Nothing passes the gate behind it after an error.
+fn encode_all(source: &mut dyn Read, encoder: &mut dyn Write, is_closed: &Cell<bool>) -> io::Result<()> {
+    let copied = io::copy(source, encoder);
+    is_closed.set(copied.is_err());
+    copied.map(drop)
 }
 
 /// What `source` holds, whatever form it is in; its form is read off its first bytes.
@@ -251,6 +287,34 @@ mod tests {
             let mut back = Vec::new();
             let read = decoded(encoded.as_slice()).unwrap().read_to_end(&mut back);
             assert!(read.is_err() || back.len() < content.len(), "{form:?}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_to_its_end_never_looks_whole() {
+        /// Bytes, and then a damaged disk.
+        struct Failing<'a>(&'a [u8]);
+        impl Read for Failing<'_> {
+            fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+                match self.0.read(buffer)? {
+                    0 => Err(io::Error::other("damaged")),
+                    length => Ok(length),
+                }
+            }
+        }
+        let content: Vec<u8> = (0..700_000_u32).map(|n| (n / 7 % 251) as u8).collect();
+        for form in Compression::value_variants() {
+            for length in [0, 100, content.len()] {
+                let mut encoded = Vec::new();
+                let error = form.encode(None, &mut Failing(&content[..length]), &mut encoded);
+                assert_eq!(error.unwrap_err().to_string(), "damaged", "{form:?}");
+                let mut back = Vec::new();
+                let read = decoded(encoded.as_slice()).unwrap().read_to_end(&mut back);
+                // The first has no end, the decoder of the other misses none, and nothing at all is of no form.
+                let is_open = matches!(form, Compression::Snappy | Compression::Lz4);
+                let has_end = !is_open && !encoded.is_empty();
+                assert!(read.is_err() || !has_end, "{form:?} {length}");
+            }
         }
     }
 
