@@ -126,6 +126,13 @@ impl Error {
         self
     }
 
+    /// Replaces a path that only this process understands by the one that a person knows.
+    pub(crate) fn with_name(mut self, path: &str, name: &str) -> Self {
+        self.message = self.message.replace(path, name);
+        self.hint = self.hint.map(|hint| hint.replace(path, name));
+        self
+    }
+
     /// See [`Kind`].
     pub(crate) fn kind(&self) -> Kind {
         self.kind

@@ -78,21 +78,60 @@ impl UnfinishedDirectory {
         &self.to
     }
 
-    /// The number of its descriptor.
-    pub(crate) fn descriptor(&self) -> i32 {
-        self.directory.as_raw_fd()
+    /// The same directory by its descriptor: the owner of the directory above may replace the name meanwhile. What is in it is
+    /// out of reach for others, since it belongs to this user.
+    pub(crate) fn below(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}/.", self.directory.as_raw_fd()))
+    }
+
+    /// An error of something [`below`](Self::below), with the path that a person knows.
+    pub(crate) fn named(&self, error: Error) -> Error {
+        let below = self.below();
+        error.with_name(&below.to_string_lossy(), &self.path.to_string_lossy())
+    }
+
+    /// Gives the directory to another user, when all is in it.
+    ///
+    /// # Errors
+    /// When that fails.
+    pub(crate) fn give(&self, (uid, gid): (u32, u32)) -> Result<(), Error> {
+        std::os::unix::fs::fchown(&self.directory, Some(uid), Some(gid))
+            .map_err(|error| failed("set the owner of", &self.path, &error))
     }
 
     /// Makes the copy durable, and renames it.
     ///
     /// # Errors
     /// When that fails. It is removed then.
-    pub(crate) fn put(mut self) -> Result<(), Error> {
-        rustix::fs::syncfs(&self.directory).map_err(|error| failed("sync", &self.path, &error.into()))?;
-        // This replaces only an empty directory.
-        fs::rename(&self.path, &self.to).map_err(|error| failed("make", &self.to, &error))?;
-        self.is_put = true;
-        sync_parent(&self.to)
+    pub(crate) fn put(self) -> Result<(), Error> {
+        Self::put_all(vec![self])
+    }
+
+    /// The same of several ones that belong together, in this order: all of them or none.
+    ///
+    /// # Errors
+    /// When one fails. All are removed then.
+    pub(crate) fn put_all(mut all: Vec<Self>) -> Result<(), Error> {
+        for one in &all {
+            rustix::fs::syncfs(&one.directory).map_err(|error| failed("sync", &one.path, &error.into()))?;
+        }
+        for one in &mut all {
+            // This replaces only an empty directory.
+            if let Err(error) = fs::rename(&one.path, &one.to) {
+                let error = failed("make", &one.to, &error);
+                all.iter_mut().for_each(Self::take_back);
+                return Err(error);
+            }
+            one.is_put = true;
+        }
+        all.iter().try_for_each(|one| sync_parent(&one.to))
+    }
+
+    /// Gives it its temporary name again, so that it is removed.
+    fn take_back(&mut self) {
+        if self.is_put && fs::rename(&self.to, &self.path).is_ok() {
+            self.is_put = false;
+        }
     }
 }
 
@@ -239,7 +278,13 @@ fn open_own(path: &Path, kind: OFlags) -> Result<File, Error> {
     let fail = |error: Errno| failed("open", path, &error.into());
     let flags = kind | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let opened = rustix::fs::openat(CWD, path, flags, Mode::from_raw_mode(0o600)).map_err(fail)?;
-    if rustix::fs::fstat(&opened).map_err(fail)?.st_uid != rustix::process::geteuid().as_raw() {
+    let found = rustix::fs::fstat(&opened).map_err(fail)?;
+    // Another name may be that of a file elsewhere, which must not be overwritten.
+    if !kind.contains(OFlags::DIRECTORY) && found.st_nlink != 1 {
+        return Err(Error::failed(format!("{} has other names", path.display()))
+            .hint("The copy would be written there, and renamed when it is complete: remove that"));
+    }
+    if found.st_uid != rustix::process::geteuid().as_raw() {
         return Err(
             Error::failed(format!("{} belongs to another user", path.display()))
                 .hint("The copy would be written there, and renamed when it is complete: remove that"),
@@ -300,9 +345,62 @@ mod tests {
         unfinished.put(&to).unwrap();
         assert_eq!(fs::read(&to).unwrap(), b"all");
         assert!(UnfinishedFile::make(&to).is_err());
+        // Nor is a file overwritten that has another name elsewhere.
+        let elsewhere = place.path().join("elsewhere");
+        fs::write(&elsewhere, b"theirs").unwrap();
+        fs::hard_link(&elsewhere, place.path().join(".new.exporting")).unwrap();
+        let error = UnfinishedFile::make(&place.path().join("new")).unwrap_err();
+        assert!(error.to_string().contains("other names"), "{error}");
+        assert_eq!(fs::read(&elsewhere).unwrap(), b"theirs");
+        fs::remove_file(elsewhere).unwrap();
+        fs::remove_file(place.path().join(".new.exporting")).unwrap();
         let unfinished = UnfinishedFile::make(&place.path().join("other")).unwrap();
         unfinished.put(&to).unwrap_err();
         assert_eq!(fs::read(&to).unwrap(), b"all");
         assert_eq!(fs::read_dir(place.path()).unwrap().count(), 1);
+    }
+    /// The owner of the directory above puts something else in the place of what is written.
+    #[test]
+    fn what_is_written_goes_into_the_directory_that_was_made() {
+        let place = tempfile::tempdir().unwrap();
+        let theirs = place.path().join("theirs");
+        fs::create_dir(&theirs).unwrap();
+        let unfinished = UnfinishedDirectory::make(&place.path().join("out")).unwrap();
+        let moved = place.path().join("moved");
+        fs::rename(unfinished.path(), &moved).unwrap();
+        std::os::unix::fs::symlink(&theirs, unfinished.path()).unwrap();
+        fs::write(unfinished.below().join("file"), b"x").unwrap();
+        assert_eq!(fs::read_dir(&theirs).unwrap().count(), 0);
+        assert!(moved.join("file").exists());
+        let error = unfinished.named(failed(
+            "make",
+            &unfinished.below().join("a"),
+            &ErrorKind::NotFound.into(),
+        ));
+        assert!(error.to_string().contains(".out.exporting/a"), "{error}");
+        fs::remove_file(unfinished.path()).unwrap();
+        fs::rename(moved, unfinished.path()).unwrap();
+    }
+
+    #[test]
+    fn directories_that_belong_together_are_put_together() {
+        let place = tempfile::tempdir().unwrap();
+        let make = |name: &str| UnfinishedDirectory::make(&place.path().join(name)).unwrap();
+        let names = || {
+            let mut names: Vec<_> = fs::read_dir(place.path())
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+                .collect();
+            names.sort();
+            names
+        };
+        let both = vec![make("space"), make("data")];
+        // Something has come meanwhile.
+        fs::create_dir_all(place.path().join("data/x")).unwrap();
+        UnfinishedDirectory::put_all(both).unwrap_err();
+        assert_eq!(names(), ["data"]);
+        fs::remove_dir_all(place.path().join("data")).unwrap();
+        UnfinishedDirectory::put_all(vec![make("space"), make("data")]).unwrap();
+        assert_eq!(names(), ["data", "space"]);
     }
 }

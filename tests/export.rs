@@ -381,6 +381,22 @@ fn nothing_that_is_not_whole_looks_whole(install: &'static Install) {
         assert!(whole.exists() && unfinished(&point).is_empty(), "{way}");
         site.sh(&format!("rm -rf '{}'", point.join("out").display())).ok();
     }
+    // A tarball in a directory has a name with a time; what is left of it has none.
+    let into = [
+        "export",
+        "main",
+        "latest",
+        &point.display().to_string(),
+        "--as",
+        "barman",
+    ];
+    let mut child = site.spawn(&into);
+    until("it has begun", || !unfinished(&point).is_empty());
+    child.kill().unwrap();
+    child.wait().unwrap();
+    site.barmanfs(&into).ok();
+    assert_eq!(site.list(&point).len(), 1, "{:?}", site.list(&point));
+    site.sh(&format!("rm '{}'/backup-export-*", point.display())).ok();
     // A damaged chunk.
     let pack = site.largest_pack(&[]);
     let mut bytes = fs::read(&pack).unwrap();
@@ -394,6 +410,32 @@ fn nothing_that_is_not_whole_looks_whole(install: &'static Install) {
         let _ = fs::remove_dir(point.join("out"));
         assert_eq!(site.list(&point), [""; 0], "{way}");
     }
+    a_cut_stream_is_seen_as_cut(&site);
+}
+
+/// What a pipe gets of a failed export is whole for no program.
+fn a_cut_stream_is_seen_as_cut(site: &Site) {
+    let export = |words: &str| {
+        format!(
+            "'{}' -c '{}' export main latest - --as {words} >cut; test $? = 1 && test -s cut",
+            site.program().display(),
+            site.config().display()
+        )
+    };
+    for way in ["tar", "barman"] {
+        site.sh(&format!("{}; ! tar -tf cut", export(way)))
+            .ok()
+            .says(&["damaged", "Unexpected EOF"]);
+        site.sh(&format!(
+            "{}; ! gzip -t <cut",
+            export(&format!("{way} --compression gzip"))
+        ))
+        .ok()
+        .says(&["unexpected end of file"]);
+    }
+    site.sh(&format!("{}; ! zstd -t cut", export("tar --compression zstd")))
+        .ok()
+        .says(&["remature end"]);
 }
 
 /// What is being written, or was left.

@@ -40,7 +40,7 @@ pub(crate) fn export(clone: &OfflineClone, to: &Path, quiet: bool) -> Result<Exp
     let mut copy = Copy {
         clone,
         root: unfinished.path(),
-        below: PathBuf::from(format!("/proc/self/fd/{}/.", unfinished.descriptor())),
+        below: unfinished.below(),
         as_root: rustix::process::geteuid().is_root(),
         progress: Progress::start(
             format!("Export of {}", clone.description.name),

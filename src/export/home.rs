@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use barmanfs_catalog::{Backup, BackupStatus, ServerName};
@@ -54,26 +54,18 @@ pub(crate) fn export(
     let home = Home {
         asked,
         server,
-        path: unfinished.path(),
+        path: unfinished.below(),
         to: unfinished.destination(),
         owner: (owner.uid(), owner.gid()),
         signals: Interruption::watch(|| {})?,
     };
+    destination::refuse_place(Some(asked.repository), home.to)?;
     let mut exported = Exported::default();
-    let backups = home.suitable(backups, &mut exported.notes);
-    let Some(newest) = backups.last() else {
-        return Err(
-            Error::failed(format!("No backup of server {server} can be exported"))
-                .hint(exported.notes.join("; ")),
-        );
-    };
-    for directory in ["base", "meta", "wals"] {
-        home.directory(directory)?;
+    let written = home.write(backups, wal, &mut exported);
+    written.map_err(|error| unfinished.named(error))?;
+    if rustix::process::geteuid().is_root() {
+        unfinished.give(home.owner)?;
     }
-    home.file("identity.json", identity(newest).as_bytes())?;
-    home.backups(&backups, &mut exported)?;
-    home.wal(&backups, wal, &mut exported)?;
-    home.give(unfinished.path())?;
     exported.path = Some(unfinished.destination().to_owned());
     unfinished.put()?;
     exported.elapsed = began.elapsed();
@@ -84,7 +76,8 @@ pub(crate) fn export(
 struct Home<'a> {
     asked: &'a Asked<'a>,
     server: &'a ServerName,
-    path: &'a Path,
+    /// By its descriptor. Others cannot look into it, so what is in it can be given away by its path.
+    path: PathBuf,
     /// Where it will be.
     to: &'a Path,
     /// To whom everything belongs if this is root: Barman runs as one user.
@@ -105,6 +98,22 @@ fn add_own(add: &mut AddWal<'_>, name: &WalName, file: &SourceFile) -> Result<()
 }
 
 impl Home<'_> {
+    fn write(&self, backups: Vec<Backup>, wal: HomeWal, exported: &mut Exported) -> Result<(), Error> {
+        let backups = self.suitable(backups, &mut exported.notes);
+        let Some(newest) = backups.last() else {
+            return Err(
+                Error::failed(format!("No backup of server {} can be exported", self.server))
+                    .hint(exported.notes.join("; ")),
+            );
+        };
+        for directory in ["base", "meta", "wals"] {
+            self.directory(directory)?;
+        }
+        self.file("identity.json", identity(newest).as_bytes())?;
+        self.backups(&backups, exported)?;
+        self.wal(&backups, wal, exported)
+    }
+
     /// The backups that Barman could have, oldest first.
     fn suitable(&self, backups: Vec<Backup>, notes: &mut Vec<String>) -> Vec<Backup> {
         let mut suitable = backups;

@@ -1,11 +1,12 @@
 //! `pg_basebackup`'s plain format: the data directory, with the WAL that makes it consistent.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use barmanfs_catalog::Backup;
 use barmanfs_fs::views::PlainOptions;
+use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::io::Errno;
 
 use super::{Asked, Exported, own_segments};
 use crate::error::Error;
@@ -24,32 +25,43 @@ pub(crate) fn export(
     let began = Instant::now();
     let wal = PlainOptions { wal: asked.with_wal };
     let view = super::open(asked.repository, backup, Some(wal), None)?;
-    let unfinished = UnfinishedDirectory::make(&destination::resolved(to)?)?;
+    let to = destination::resolved(to)?;
+    let places = tablespaces.iter().map(|(_, place)| destination::resolved(place));
+    let places = places.collect::<Result<Vec<_>, Error>>()?;
+    // What is written is reached by a descriptor, whose path says nothing.
+    for place in places.iter().chain([&to]) {
+        destination::refuse_place(Some(asked.repository), place)?;
+    }
+    destination::refuse_shared(&to, &places)?;
+    let unfinished = UnfinishedDirectory::make(&to)?;
     let outside = tablespaces
         .iter()
         .map(|(oid, place)| Ok((oid, UnfinishedDirectory::make(place)?)))
         .collect::<Result<Vec<_>, Error>>()?;
-    let places = outside
-        .iter()
-        .map(|(oid, unfinished)| (*oid, unfinished.path().to_owned()));
+    let places = outside.iter().map(|(oid, unfinished)| (*oid, unfinished.below()));
     let tree = DataDirectory {
-        path: unfinished.path().to_owned(),
+        path: unfinished.below(),
         tablespaces: Relocations::at(places),
     };
     let progress = Progress::start(format!("Export of {}", backup.id), Counted::Bytes, asked.quiet);
     let signals = Interruption::watch(|| {})?;
-    let mut exported = tree.write(asked, view, None, &progress, &signals)?;
-    let mut written = outside.into_iter();
-    written.try_for_each(|(oid, unfinished)| {
-        tree.link(oid, unfinished.destination())?;
-        unfinished.put()
-    })?;
+    let named = |error| {
+        let all = outside.iter().map(|(_, unfinished)| unfinished);
+        all.chain([&unfinished])
+            .fold(error, |error, one| one.named(error))
+    };
+    let written = tree.write(asked, view, None, &progress, &signals);
+    let mut exported = written.map_err(named)?;
+    for (oid, unfinished) in &outside {
+        tree.link(*oid, unfinished.destination()).map_err(named)?;
+    }
     exported.path = Some(unfinished.destination().to_owned());
     exported.wal_files = match asked.with_wal {
         true => own_segments(backup).len() as u64,
         false => 0,
     };
-    unfinished.put()?;
+    let outside = outside.into_iter().map(|(_, unfinished)| unfinished);
+    UnfinishedDirectory::put_all(outside.chain([unfinished]).collect())?;
     exported.elapsed = began.elapsed();
     Ok(exported)
 }
@@ -99,13 +111,18 @@ impl DataDirectory {
 
     /// Makes the link to a tablespace lead to where it will be.
     pub(super) fn link(&self, oid: u32, to: &Path) -> Result<(), Error> {
-        let link = self.path.join("pg_tblspc").join(oid.to_string());
-        // A tablespace that the backup has no files of.
-        if link.symlink_metadata().is_err() {
-            return Ok(());
+        let place = self.path.join("pg_tblspc");
+        let (link, name) = (place.join(oid.to_string()), oid.to_string());
+        let fail = |error: Errno| failed("make", &link, &error.into());
+        // The directory may belong to another user by now.
+        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let place = rustix::fs::open(&place, flags, Mode::empty()).map_err(fail)?;
+        match rustix::fs::unlinkat(&place, &name, AtFlags::empty()) {
+            // A tablespace that the backup has no files of.
+            Err(Errno::NOENT) => Ok(()),
+            removed => removed
+                .and_then(|()| rustix::fs::symlinkat(to, &place, &name))
+                .map_err(fail),
         }
-        fs::remove_file(&link)
-            .and_then(|()| std::os::unix::fs::symlink(to, &link))
-            .map_err(|error| failed("make", &link, &error))
     }
 }

@@ -42,12 +42,13 @@ pub(crate) fn export(asked: &Asked<'_>, backup: &Backup) -> Result<Exported, Err
             let unfinished = UnfinishedDirectory::make(to)?;
             super::refuse_lack_of_space(asked, unfinished.path(), size.archive_bytes)?;
             let set = Set {
-                directory: unfinished.path(),
+                directory: &unfinished.below(),
                 asked,
                 view: &view,
                 run: &run()?,
             };
-            exported.written_bytes = set.write(backup, &wal)?;
+            let written = set.write(backup, &wal);
+            exported.written_bytes = written.map_err(|error| unfinished.named(error))?;
             exported.path = Some(unfinished.destination().to_owned());
             unfinished.put()?;
         }

@@ -71,7 +71,7 @@ fn write_file(
     let name = Name::new(asked, tarball.backup);
     let is_directory = to.is_dir();
     let provisional = match is_directory {
-        true => to.join(name.with("")),
+        true => to.join(&name.provisional),
         false => to.to_owned(),
     };
     let unfinished = UnfinishedFile::make(&provisional)?;
@@ -137,6 +137,8 @@ fn refuse(asked: &Asked<'_>, backup: &Backup) -> Result<(), Error> {
 
 /// The name that Barman demands.
 struct Name {
+    /// Until the checksum is known. It has no time, so that the next export finds what a killed one has left.
+    provisional: String,
     beginning: String,
     suffix: &'static str,
 }
@@ -145,23 +147,19 @@ impl Name {
     fn new(asked: &Asked<'_>, backup: &Backup) -> Self {
         let now = moment::now().unix_micros();
         let now = Timestamp::from_microsecond(now).unwrap_or(Timestamp::UNIX_EPOCH);
+        let provisional = format!("backup-export-{}-{}", backup.server, backup.id);
         Self {
-            beginning: format!(
-                "backup-export-{}-{}-{}",
-                backup.server,
-                backup.id,
-                now.strftime("%Y%m%dT%H%M%S")
-            ),
+            beginning: format!("{provisional}-{}", now.strftime("%Y%m%dT%H%M%S")),
+            provisional,
             suffix: suffix(asked.compression),
         }
     }
 
     fn with(&self, checksum: &str) -> String {
-        let Self { beginning, suffix } = self;
-        match checksum {
-            "" => format!("{beginning}.tar{suffix}"),
-            checksum => format!("{beginning}-{checksum}.tar{suffix}"),
-        }
+        let Self {
+            beginning, suffix, ..
+        } = self;
+        format!("{beginning}-{checksum}.tar{suffix}")
     }
 }
 

@@ -491,7 +491,7 @@ pub(super) fn not_empty(path: &Path) -> Error {
 }
 
 /// Neither the repository nor what shows it may be overwritten.
-pub(super) fn refuse_place(repository: Option<&Repository>, path: &Path) -> Result<(), Error> {
+pub(crate) fn refuse_place(repository: Option<&Repository>, path: &Path) -> Result<(), Error> {
     let refuse = |why: String| Err(Error::usage(format!("{} {why}", path.display())));
     if path.parent().is_none() {
         return refuse("is the root of the file system".to_owned());
@@ -518,7 +518,7 @@ fn separate_places(directory: &Path, relocations: &Relocations) -> Result<Vec<Pa
 }
 
 /// Refuses places of tablespaces that are in the data directory or in each other. The paths have no links in them.
-pub(super) fn refuse_shared(directory: &Path, places: &[PathBuf]) -> Result<(), Error> {
+pub(crate) fn refuse_shared(directory: &Path, places: &[PathBuf]) -> Result<(), Error> {
     for (number, place) in places.iter().enumerate() {
         let shares = |other: &&Path| place.starts_with(other) || other.starts_with(place);
         let others = places.iter().take(number).map(PathBuf::as_path);
