@@ -27,7 +27,7 @@ pub(crate) mod wal;
 pub(crate) mod walg;
 
 use std::io::{self, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use barmanfs_catalog::{Annotations, Backup, BackupId, KeepTarget, Repository, ServerName, Tablespace};
 use barmanfs_pg::wal_name::WalName;
@@ -56,11 +56,15 @@ pub(crate) trait Source {
     /// repository failed.
     fn read(&mut self, backup: &ForeignBackup, intake: &mut Intake<'_>) -> Result<Arrived, Error>;
 
-    /// Its WAL: history files first, then by name. What cannot be used is an item of its own.
+    /// Its WAL: history files first, then by name. What cannot be used is an item of its own. `spool` is a directory for copies
+    /// that are needed on the way.
     ///
     /// # Errors
     /// When it cannot be listed.
-    fn wal(&mut self) -> Result<Box<dyn Iterator<Item = Result<ForeignWal, LeftOut>> + '_>, Error>;
+    fn wal(
+        &mut self,
+        spool: &Path,
+    ) -> Result<Box<dyn Iterator<Item = Result<ForeignWal, LeftOut>> + '_>, Error>;
 }
 
 /// The backups of a source.

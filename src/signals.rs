@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use signal_hook::SigId;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::{Handle, Signals};
 
@@ -56,6 +57,41 @@ impl Interruption {
                 return;
             }
             std::thread::sleep(left.min(NOTICED_WITHIN));
+        }
+    }
+}
+
+/// Notices the signals until it is dropped, without a thread: for what would otherwise wait, in work that an [`Interruption`]
+/// watches over.
+#[derive(Debug)]
+pub(crate) struct Noticed {
+    flag: Arc<AtomicBool>,
+    ids: Vec<SigId>,
+}
+
+impl Noticed {
+    pub(crate) fn begin() -> std::io::Result<Self> {
+        let mut noticed = Self {
+            flag: Arc::new(AtomicBool::new(false)),
+            ids: Vec::new(),
+        };
+        for signal in [SIGINT, SIGTERM] {
+            let flag = Arc::clone(&noticed.flag);
+            noticed.ids.push(signal_hook::flag::register(signal, flag)?);
+        }
+        Ok(noticed)
+    }
+
+    /// Whether a signal has arrived.
+    pub(crate) fn requested(&self) -> bool {
+        self.flag.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Noticed {
+    fn drop(&mut self) {
+        for id in &self.ids {
+            signal_hook::low_level::unregister(*id);
         }
     }
 }

@@ -131,7 +131,7 @@ impl Source for BarmanHome {
         })
     }
 
-    fn wal(&mut self) -> Result<Box<dyn Iterator<Item = Result<ForeignWal, LeftOut>> + '_>, Error> {
+    fn wal(&mut self, _: &Path) -> Result<Box<dyn Iterator<Item = Result<ForeignWal, LeftOut>> + '_>, Error> {
         wal::list(&self.place(), &self.options)
     }
 }

@@ -51,7 +51,7 @@ pub(crate) fn is_encrypted(beginning: &[u8]) -> bool {
 ///
 /// # Errors
 /// When `gpg` cannot be run.
-pub(crate) fn decrypted<R: Read + Send + 'static>(source: R, passphrase: &Passphrase) -> io::Result<Piped> {
+pub(crate) fn decrypted<R: Read>(source: R, passphrase: &Passphrase) -> io::Result<Piped<R>> {
     let mut command = Command::new("gpg");
     command
         .args(["--batch", "--quiet", "--no-tty", "--pinentry-mode", "loopback"])

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::path::Path;
 
 use barmanfs_catalog::{Repository, ServerName};
 use barmanfs_store::{Attributes, DirectoryRef, FileMap, TreeReader};
@@ -105,6 +106,11 @@ impl<'a> Intake<'a> {
             self.files.sum(algorithm, manifest::CHANGED);
         }
         Ok(())
+    }
+
+    /// A directory for copies that are needed on the way.
+    pub(crate) fn spool(&self) -> &'a Path {
+        self.repository.path()
     }
 
     /// Whether a file at this path is stored. Of `pg_wal`, only what the backup needs is.
@@ -250,7 +256,11 @@ impl<'a> Intake<'a> {
         let length = loop {
             match content.read(&mut self.buffer) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(wrong(path, format_args!("it cannot be read: {error}"))),
+                Err(error) => {
+                    // What reads may have noticed it first.
+                    self.show()?;
+                    return Err(wrong(path, format_args!("it cannot be read: {error}")));
+                }
                 Ok(length) => break length,
             }
         };

@@ -97,7 +97,7 @@ impl Source for BaseBackups {
         })
     }
 
-    fn wal(&mut self) -> Result<Box<dyn Iterator<Item = Result<ForeignWal, LeftOut>> + '_>, Error> {
+    fn wal(&mut self, _: &Path) -> Result<Box<dyn Iterator<Item = Result<ForeignWal, LeftOut>> + '_>, Error> {
         // It is in the backups.
         Ok(Box::new(std::iter::empty()))
     }

@@ -16,7 +16,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use barmanfs_catalog::{BackupId, Tablespace};
 use barmanfs_foreign::pgbackrest::{self as format, BackupInfo, Label, ListedBackup, Passphrase, Sha1Sum};
@@ -252,7 +252,7 @@ impl Source for PgBackRest {
         }
     }
 
-    fn wal(&mut self) -> Result<Box<dyn Iterator<Item = Result<ForeignWal, LeftOut>> + '_>, Error> {
+    fn wal(&mut self, _: &Path) -> Result<Box<dyn Iterator<Item = Result<ForeignWal, LeftOut>> + '_>, Error> {
         let system_id = self.info()?.current.system_id;
         let archive = self.archive_directory();
         let info = info::load(

@@ -29,7 +29,7 @@ impl Plain {
     ///
     /// # Errors
     /// When it cannot be read, or is encrypted and there is no passphrase.
-    pub(crate) fn of<R: Read + Send + 'static>(&self, source: R) -> io::Result<Box<dyn Read>> {
+    pub(crate) fn of<'a>(&self, source: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
         let (beginning, whole) = look(source)?;
         match gpg::is_encrypted(&beginning) {
             true => compression::decoded(self.decrypted(whole)?),
@@ -41,11 +41,7 @@ impl Plain {
     ///
     /// # Errors
     /// As [`Plain::of`].
-    pub(crate) fn wal<R: Read + Send + 'static>(
-        &self,
-        name: &WalName,
-        source: R,
-    ) -> io::Result<Box<dyn Read>> {
+    pub(crate) fn wal<'a>(&self, name: &WalName, source: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
         let (beginning, whole) = look(source)?;
         match gpg::is_encrypted(&beginning) {
             true => {
@@ -56,7 +52,7 @@ impl Plain {
         }
     }
 
-    fn decrypted<R: Read + Send + 'static>(&self, source: R) -> io::Result<Piped> {
+    fn decrypted<R: Read>(&self, source: R) -> io::Result<Piped<R>> {
         let Some(passphrase) = &self.passphrase else {
             return Err(io::Error::other(
                 "it is encrypted with gpg, and there is no --passphrase-command",
@@ -65,12 +61,12 @@ impl Plain {
         gpg::decrypted(source, passphrase)
     }
 
-    fn decompressed<R: Read + Send + 'static>(
+    fn decompressed<'a>(
         &self,
         name: &WalName,
         beginning: &[u8],
-        whole: R,
-    ) -> io::Result<Box<dyn Read>> {
+        whole: impl Read + 'a,
+    ) -> io::Result<Box<dyn Read + 'a>> {
         match (&self.custom_decompress, Compression::of(beginning)) {
             (_, Some(form)) => form.reader(whole),
             (Some(command), None) if !is_plain(name, beginning) => {

@@ -106,7 +106,7 @@ pub(crate) fn take(
         progress: Progress::start("Import of WAL", Counted::Things, quiet),
         sums: Mutex::default(),
     };
-    let files = source.wal()?;
+    let files = source.wal(repository.path())?;
     let (sender, receiver) = sync_channel(ARCHIVERS);
     let receiver = Mutex::new(receiver);
     std::thread::scope(|scope| {

@@ -370,7 +370,7 @@ impl Source for WalG {
         }
     }
 
-    fn wal(&mut self) -> Result<Box<dyn Iterator<Item = Result<ForeignWal, LeftOut>> + '_>, Error> {
+    fn wal(&mut self, _: &Path) -> Result<Box<dyn Iterator<Item = Result<ForeignWal, LeftOut>> + '_>, Error> {
         let files = wal::files(&self.storage.join(WAL), self.passphrase.as_ref())?;
         Ok(Box::new(files))
     }

@@ -24,7 +24,7 @@ use crate::error::Error;
 use crate::import::directory::cannot_read;
 use crate::import::members::Members;
 use crate::import::{Arrived, ForeignBackup, ForeignWal, Intake, LeftOut, Listing, Manifest, Part, Source};
-use crate::output::printable;
+use crate::output::{self, printable};
 use crate::postgres::{Archive, TarEntry, TarKind};
 use crate::wal_transfer::LARGEST_BYTES;
 use crate::wal_transfer::compression;
@@ -204,11 +204,15 @@ impl Source for Tarball {
         reader.finish(intake)
     }
 
-    fn wal(&mut self) -> Result<Box<dyn Iterator<Item = Result<ForeignWal, LeftOut>> + '_>, Error> {
+    fn wal(
+        &mut self,
+        spool: &Path,
+    ) -> Result<Box<dyn Iterator<Item = Result<ForeignWal, LeftOut>> + '_>, Error> {
         let members = self.open()?;
         Ok(Box::new(WalMembers {
             tarball: self,
             members: Some(members),
+            spool: spool.to_owned(),
         }))
     }
 }
@@ -243,7 +247,8 @@ impl Reader<'_> {
         };
         let is_sent = self.info.mode.as_deref() == Some("postgres");
         if path == b"backup_manifest" && is_sent {
-            self.manifest = Some(spooled(content).map_err(|error| unreadable(path, &error))?);
+            self.manifest =
+                Some(spooled(content, entry, intake.spool()).map_err(|error| unreadable(path, &error))?);
             return Ok(());
         }
         let name = std::str::from_utf8(path).ok().and_then(TarName::parse);
@@ -289,22 +294,9 @@ impl Reader<'_> {
         let part = Part::Files(name.tablespace.map_or(Archive::Main, Archive::Tablespace));
         let shown = printable(path);
         self.tablespaces.extend(name.tablespace);
-        if name.is_encrypted {
-            // gpg reads by itself, and what is read here cannot be handed over to it.
-            let spooled = spooled(content).map_err(|error| unreadable(path, &error))?;
-            let plain = self.options.plain.of(spooled);
-            return intake.archive(
-                part,
-                &shown,
-                &mut plain.map_err(|error| unreadable(path, &error))?,
-            );
-        }
-        let plain = compression::decoded(content);
-        intake.archive(
-            part,
-            &shown,
-            &mut plain.map_err(|error| unreadable(path, &error))?,
-        )
+        let plain = self.options.plain.of(content);
+        let mut plain = plain.map_err(|error| unreadable(path, &error))?;
+        intake.archive(part, &shown, &mut plain)
     }
 
     fn finish(self, intake: &mut Intake<'_>) -> Result<Arrived, Error> {
@@ -328,6 +320,8 @@ struct WalMembers<'a> {
     tarball: &'a Tarball,
     /// `None` at the end.
     members: Option<Content>,
+    /// A directory with room for copies.
+    spool: PathBuf,
 }
 
 impl Iterator for WalMembers<'_> {
@@ -360,7 +354,7 @@ impl Iterator for WalMembers<'_> {
             if entry.size_bytes > 2 * LARGEST_BYTES {
                 return Some(Err(LeftOut::problem(place, "it is larger than any WAL file")));
             }
-            let file = match spooled(members) {
+            let file = match spooled(members, &entry, &self.spool) {
                 Ok(file) => file,
                 Err(error) => {
                     return Some(Err(LeftOut::problem(
@@ -380,9 +374,18 @@ impl Iterator for WalMembers<'_> {
     }
 }
 
-/// A copy without a name, positioned at its start.
-fn spooled(content: &mut dyn Read) -> io::Result<File> {
-    let mut file = tempfile::tempfile()?;
+/// A copy of a member in the directory `spool`, without a name, positioned at its start.
+fn spooled(content: &mut dyn Read, entry: &TarEntry, spool: &Path) -> io::Result<File> {
+    let mut file = tempfile::tempfile_in(spool)?;
+    let space = rustix::fs::fstatvfs(&file)?;
+    let free_bytes = space.f_bavail.saturating_mul(space.f_frsize);
+    if entry.size_bytes > free_bytes {
+        return Err(io::Error::other(format!(
+            "it has {}, and the repository's file system has {} free",
+            output::bytes(entry.size_bytes),
+            output::bytes(free_bytes)
+        )));
+    }
     io::copy(content, &mut file)?;
     file.rewind()?;
     Ok(file)
