@@ -48,8 +48,10 @@ pub(super) fn compressed(
         let encoded = encoder
             .join()
             .map_err(|_| Error::failed(format!("Cannot write {}: the compression ended", path.display())))?;
+        let is_not_whole =
+            |error: &io::Error| matches!(error.get_ref(), Some(inner) if inner.is::<NotWhole>());
         match encoded {
-            Err(error) if error.get_ref().is_some_and(|inner| inner.is::<NotWhole>()) => made,
+            Err(error) if is_not_whole(&error) => made,
             // An error of the other thread closes the pipe, so it comes first.
             encoded => encoded.map_err(fail).and(made),
         }
