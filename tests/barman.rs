@@ -12,10 +12,13 @@ use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
 mod beside;
+mod fortnight;
 use beside::a_site_of_barman_sees_what_it_saw;
+use fortnight::two_weeks_of_backups_are_judged_as_by_barman;
 
 topic! {
     alone a_site_of_barman_sees_what_it_saw,
+    once two_weeks_of_backups_are_judged_as_by_barman,
     once json_has_barmans_shapes,
     once lines_that_scripts_match_are_barmans,
     once monitoring_that_was_written_for_barman_works,
