@@ -125,6 +125,8 @@ have sshd || [ -x /usr/sbin/sshd ] || install_packages openssh-server # the othe
 have ip || [ -x /usr/sbin/ip ] || install_packages iproute2           # the cable to another host, which a test pulls
 have faketime || install_packages faketime # puts the program's clock forward
 have rsync || install_packages rsync       # Barman copies with it
+# A storage that takes snapshots, and a disk with a quota.
+[ "$(id -u)" != 0 ] || have mkfs.btrfs || install_packages btrfs-progs
 have gpg || install_packages gpg gpg-agent # and encrypts with it
 have promtool || get_promtool || warn "Without promtool, a test does not look at the names of metrics"
 # WAL is exchanged with it, and its homes are imported.

@@ -6,21 +6,21 @@
 //! ([`compose`]). Received data goes straight into the repository's pipeline ([`receive`]). The stored files are then
 //! compared with the server's manifest ([`server_manifest`]) before the backup counts.
 
-mod checkpoint;
+pub(crate) mod checkpoint;
 pub(crate) mod compose;
 pub(crate) mod configuration;
 mod fetch;
 pub(crate) mod files;
 pub(crate) mod finish;
-mod hold;
+pub(crate) mod hold;
 mod incremental;
 mod proof;
 pub(crate) mod receive;
 pub(crate) mod sent_manifest;
 pub(crate) mod server_manifest;
-mod stop;
+pub(crate) mod stop;
 pub(crate) mod sums;
-mod wal_source;
+pub(crate) mod wal_source;
 
 use std::time::{Duration, Instant};
 
@@ -49,7 +49,7 @@ pub(crate) use stop::Stop;
 use wal_source::Source;
 
 /// What Barman calls a backup of which nothing is there yet.
-const BARMANS_NEW: &str = "EMPTY";
+pub(crate) const BARMANS_NEW: &str = "EMPTY";
 
 /// The options of a backup.
 #[derive(Debug, Clone)]
@@ -93,11 +93,26 @@ pub(crate) fn take(
     options: &BackupOptions,
     stop: &Stop,
 ) -> Result<Backup, Error> {
+    hooked(repository, server, stop, |hooks, begun| {
+        take_with(repository, server, options, (stop, hooks), begun)
+    })
+}
+
+/// Takes a backup by `work`, which says which one it has begun, and runs the scripts behind it.
+///
+/// # Errors
+/// Those of `work`, and for a server that is disabled.
+pub(crate) fn hooked(
+    repository: &Repository,
+    server: &ServerConfig,
+    stop: &Stop,
+    work: impl FnOnce(&Hooks<'_>, &mut Option<BackupId>) -> Result<Backup, Error>,
+) -> Result<Backup, Error> {
     server.refuse_disabled()?;
     let is_stopped = || stop.requested();
     let hooks = Hooks::of(server, repository, &is_stopped);
     let mut begun = None;
-    let taken = take_with(repository, server, options, (stop, &hooks), &mut begun);
+    let taken = work(&hooks, &mut begun);
     // The scripts see what has become of it in the end.
     if let (Some(id), true) = (begun, hooks.has(Hook::Backup)) {
         match find(repository, server, id) {
@@ -109,7 +124,7 @@ pub(crate) fn take(
 }
 
 /// A backup that was begun.
-fn find(repository: &Repository, server: &ServerConfig, id: BackupId) -> Result<Backup, Error> {
+pub(crate) fn find(repository: &Repository, server: &ServerConfig, id: BackupId) -> Result<Backup, Error> {
     let backups = repository.backups(&server.name)?;
     let found = backups.into_iter().rfind(|backup| backup.id == id);
     found.ok_or_else(|| Error::failed(format!("Backup {id} of server {} is gone", server.name)))
@@ -154,7 +169,15 @@ fn take_with(
                     tracing::warn!("The primary was not asked to switch WAL: {error}");
                 });
             }
-            wal_source::wait(repository, server, &mut connection, backup, options, stop)
+            let fetch_after = wal_source::fetch_after(options);
+            wal_source::wait(
+                repository,
+                server,
+                &mut connection,
+                backup,
+                (options, fetch_after),
+                stop,
+            )
         }
         _ => Ok(backup),
     }

@@ -1,7 +1,7 @@
 //! Work on a clone's files in this process: not through a mount, while no server runs on the clone and no other process
 //! has it.
 
-mod backup_contents;
+pub(crate) mod backup_contents;
 pub(crate) mod commit;
 pub(crate) mod export;
 mod needed_wal;

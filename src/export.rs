@@ -93,6 +93,9 @@ fn open(
 /// Refuses a backup without its files, or without the WAL that the export shall have.
 pub(crate) fn refuse_incomplete(backup: &Backup, with_wal: bool) -> Result<(), Error> {
     let status = backup.status;
+    if let Some(why) = backup.files_elsewhere() {
+        return Err(Error::failed(format!("{why}: there is nothing to export")));
+    }
     match (backup.is_complete(), status) {
         (false, _) => Err(Error::failed(format!("Backup {} is {status}", backup.id))),
         (true, BackupStatus::WaitingForWals) if with_wal => Err(Error::failed(format!(

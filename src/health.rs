@@ -6,7 +6,7 @@
 //!
 //! - [`repository`], [`space`]: the repository itself.
 //! - [`archive`]: the server's backups and WAL in the repository, by the rules in [`backups`], [`reliability`],
-//!   [`wal_store`] and [`clones`].
+//!   [`wal_store`], [`clones`] and [`snapshots`].
 //! - [`server`], [`streaming`], [`wal_arrival`]: the server, and whether its WAL arrives.
 //! - [`wal_host`]: the host that WAL is received from, where that is another one.
 //! - [`extent`]: what the repository takes, for metrics.
@@ -28,6 +28,7 @@ mod reliability;
 mod repository;
 mod retention;
 mod server;
+mod snapshots;
 mod space;
 pub(crate) mod standing;
 mod streaming;

@@ -8,6 +8,7 @@ mod backup_info;
 mod environment;
 pub(crate) mod retention;
 mod script;
+pub(crate) mod storage;
 
 use std::path::{Path, PathBuf};
 
@@ -267,9 +268,9 @@ fn neighbours(
     backup: &Backup,
 ) -> Result<(Option<String>, Option<String>), Error> {
     let all = repository.backups(server)?;
-    let mut others = all
-        .iter()
-        .filter(|other| other.is_of_server() && other.is_complete() && other.archive() == backup.archive());
+    let mut others = all.iter().filter(|other| {
+        other.is_of_server() && other.has_ended_well() && other.archive() == backup.archive()
+    });
     let previous = others.clone().rfind(|other| other.id < backup.id);
     let next = others.find(|other| other.id > backup.id);
     let id = |found: Option<&Backup>| found.map(|found| found.id.to_string());

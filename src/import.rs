@@ -12,7 +12,7 @@ pub(crate) mod backups;
 pub(crate) mod barman;
 mod changed;
 mod composed;
-mod directory;
+pub(crate) mod directory;
 pub(crate) mod gpg;
 mod intake;
 mod manifest;
@@ -37,6 +37,7 @@ use barmanfs_store::Attributes;
 use crate::error::Error;
 pub(crate) use composed::Changes;
 pub(crate) use intake::{Intake, Part};
+pub(crate) use own_wal::OwnWal;
 
 /// A repository of another tool.
 pub(crate) trait Source {

@@ -44,6 +44,7 @@ mod restore;
 mod schedule;
 mod signals;
 mod size;
+mod snapshot;
 #[cfg(test)]
 mod testing;
 mod unfinished;

@@ -21,6 +21,7 @@
 
 pub(crate) mod agent;
 pub(crate) mod catch_up;
+pub(crate) mod cloned_disks;
 pub(crate) mod configuration;
 pub(crate) mod destination;
 mod file_writer;

@@ -67,6 +67,7 @@ mod second_backup;
 mod settings;
 mod silent_server;
 mod slots;
+mod snapshot;
 mod standby;
 mod status;
 mod tablespaces;
@@ -106,6 +107,7 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("byte_for_byte", byte_for_byte::TESTS),
     ("second_backup", second_backup::TESTS),
     ("incremental", incremental::TESTS),
+    ("snapshot", snapshot::TESTS),
     ("import", import::TESTS),
     ("import_pgbackrest", import_pgbackrest::TESTS),
     ("import_walg", import_walg::TESTS),

@@ -67,7 +67,7 @@ ROW = struct.Struct("<32sI")
 STORED, ZSTD, DELTA = 0, 1, 2
 ZSTD_DICTIONARY_MAGIC = bytes.fromhex("37a430ec")
 
-BACKUP, WAL, DELETION, KEEP, QUARANTINED, SERVER, BOOT_TEST, DAMAGE, HISTORY, REMOVAL, CONFIGURATION = range(1, 12)
+BACKUP, WAL, DELETION, KEEP, QUARANTINED, SERVER, BOOT_TEST, DAMAGE, HISTORY, REMOVAL, CONFIGURATION, SNAPSHOT = range(1, 13)
 
 
 class Problem(Exception):
@@ -532,7 +532,8 @@ class Repository:
         # The archive of each record that a decision names: the last decision counts.
         self.placed = {record: archive for decision in self.decisions for record, archive in decision.placed.items()}
         self.removals = self.of_kind(REMOVAL)
-        backups = [((backup["server"], backup["id"]), backup) for backup in self.of_kind(BACKUP)]
+        backups = self.of_kind(BACKUP) + self.of_kind(SNAPSHOT)
+        backups = [((backup["server"], backup["id"]), backup) for backup in backups]
         self.backups = claim(backups, lambda backup: (backup["status"] == "FAILED", backup["record"]))
         refused = self.of_kind(QUARANTINED)
         self.quarantined = [file for file in refused if file["record"] not in self.placed]
@@ -752,6 +753,7 @@ FIELDS = {
     CONFIGURATION: {"of": str, "directory": dict, "read_at": str, "data_directory": str},
 }
 FIELDS[QUARANTINED] = {**FIELDS[WAL], "reason": str}
+FIELDS[SNAPSHOT] = {**FIELDS[BACKUP], "snapshot": dict}
 
 
 def check_fields(kind, value):
@@ -759,7 +761,7 @@ def check_fields(kind, value):
     for name, type_of in FIELDS.get(kind, {}).items():
         if not isinstance(value[name], type_of):
             raise TypeError(f"{name} is {value[name]!r}")
-    if kind == BACKUP:
+    if kind in (BACKUP, SNAPSHOT):
         size = value["segment_size"]
         if not 1 << 20 <= size <= 1 << 30:
             raise ValueError(f"segment_size is {size}")

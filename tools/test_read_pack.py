@@ -133,6 +133,10 @@ def read_lines(repository, scratch):
             yield from backup_lines(backup)
             if backup.get("root"):
                 yield from tree_lines(repository, f"{server}/{backup['id']}", scratch / f"{server}-{backup['id']}")
+            if backup.get("snapshot"):
+                snapshot = backup["snapshot"]
+                mounts = [disk["mount_point"] for disk in snapshot["disks"]]
+                yield f" snapshot {quoted(snapshot['name'])} {quoted(mounts)} {quoted(snapshot['backup_label'])}"
             if backup.get("configuration"):
                 files = backup["configuration"]
                 named = [files[key] for key in ("config_file", "hba_file", "ident_file") if files.get(key)]
@@ -711,6 +715,8 @@ class ReadPack(unittest.TestCase):
                 },
             )
         )
+        snapshot = {"name": "s", "disks": [{"snapshot": "s", "mount_point": "/srv"}], "backup_label": "x"}
+        good.append((12, {**BACKUP, "kind": "snapshot", "root": None, "snapshot": snapshot}))
         payloads = [(kind, payload) for kind, value in good for payload in changes(value)]
         payloads += [(kind, bytes(chance.randbytes(chance.randrange(9)))) for kind, _ in good for _ in range(20)]
         payloads += [(kind, payload) for kind, _ in good for payload in ([], None, 1, {}, {"version": 1})]

@@ -233,6 +233,8 @@ impl Repository {
             .backups(server)?
             .iter()
             .filter(|backup| doomed.contains(&backup.id))
+            // Of a snapshot, somebody has to say that it is gone from the storage.
+            .filter(|backup| approved.is_some() || !backup.is_snapshot())
         {
             match self.delete_backup(backup, false) {
                 Ok(()) => deleted.push(backup.id),

@@ -14,7 +14,7 @@ const LONGEST_S: u64 = 30 * 86400;
 
 /// How the server spreads checkpoints.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Checkpoint {
+pub(crate) struct Checkpoint {
     timeout: Option<Duration>,
     /// The fraction of the time to use, between 0 and 1.
     target: f64,
@@ -22,7 +22,7 @@ pub(super) struct Checkpoint {
 
 impl Checkpoint {
     /// Reads the server's settings.
-    pub(super) fn ask(connection: &mut Connection) -> Result<Self, Error> {
+    pub(crate) fn ask(connection: &mut Connection) -> Result<Self, Error> {
         let target = connection
             .show("checkpoint_completion_target")?
             .parse()
@@ -43,7 +43,7 @@ impl Checkpoint {
     }
 
     /// How long to wait for the checkpoint.
-    pub(super) fn patience(&self) -> Duration {
+    pub(crate) fn patience(&self) -> Duration {
         self.timeout
             .unwrap_or_default()
             .saturating_mul(2)
@@ -51,7 +51,7 @@ impl Checkpoint {
     }
 
     /// Describes what the backup is waiting for.
-    pub(super) fn sentence(&self, is_fast: bool) -> String {
+    pub(crate) fn sentence(&self, is_fast: bool) -> String {
         if is_fast {
             return "waiting for an immediate checkpoint of the server".to_owned();
         }

@@ -38,14 +38,14 @@ const FILES_MAX: usize = 1000;
 const MODE: u32 = 0o640;
 
 /// Files that the backup lacks, by their paths, each with the reason.
-pub(super) type Missing = BTreeMap<String, String>;
+pub(crate) type Missing = BTreeMap<String, String>;
 
 /// Reads the configuration files that the tree of `run` lacks, and stores them with it. Returns those that could not be
 /// read. `paths` is `None` if the role may not see where they are.
 ///
 /// # Errors
 /// When the repository cannot be read or written.
-pub(super) fn keep(
+pub(crate) fn keep(
     run: &mut BackupRun,
     trees: TreeReader,
     server: &ServerConfig,
@@ -88,7 +88,7 @@ pub(super) fn keep(
 }
 
 /// Logs which files a backup lacks.
-pub(super) fn warn(backup: &Backup, missing: &Missing) {
+pub(crate) fn warn(backup: &Backup, missing: &Missing) {
     if missing.is_empty() {
         return;
     }

@@ -17,7 +17,7 @@ const FIRST_WITH_IDLE_TIMEOUT_MAJOR: u32 = 14;
 
 /// The slot of one backup.
 #[derive(Debug, Default)]
-pub(super) struct Hold {
+pub(crate) struct Hold {
     /// The session of the slot, if it is not the backup's own.
     own: Option<Connection>,
     /// Whether the slot belongs to the backup's own session.
@@ -33,7 +33,7 @@ impl Hold {
     ///
     /// # Errors
     /// When the backup's own connection broke.
-    pub(super) fn begin(
+    pub(crate) fn begin(
         &mut self,
         connection: &mut Connection,
         version: ServerVersion,
@@ -65,7 +65,7 @@ impl Hold {
     ///
     /// # Errors
     /// When the backup's own connection broke.
-    pub(super) fn renew(&mut self, connection: &mut Connection, id: BackupId) -> Result<(), Error> {
+    pub(crate) fn renew(&mut self, connection: &mut Connection, id: BackupId) -> Result<(), Error> {
         if !self.shared || connection.temporary_slot().is_some() {
             return Ok(());
         }

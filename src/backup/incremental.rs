@@ -110,7 +110,8 @@ pub(super) fn parent(
     can_send_changes(cluster, connection)?;
     let mut candidates = repository.backups(&server.name)?;
     candidates.retain(|backup| {
-        backup.status == BackupStatus::Done && backup.is_of_server() && backup.system_id == cluster.system_id
+        let has_files = backup.status == BackupStatus::Done && backup.is_complete();
+        has_files && backup.is_of_server() && backup.system_id == cluster.system_id
     });
     let of_archive = |backup: &Backup| backup.archive() == &server.name;
     if candidates.iter().any(|backup| !of_archive(backup)) && !repository.open_forks(&server.name)?.is_empty()

@@ -40,15 +40,20 @@ impl Stop {
         self.signals.requested()
     }
 
+    /// The signals that it watches for.
+    pub(crate) fn signals(&self) -> &Interruption {
+        &self.signals
+    }
+
     /// Makes this the connection to interrupt.
-    pub(super) fn guard(&self, connection: &Connection) -> Result<(), Error> {
+    pub(crate) fn guard(&self, connection: &Connection) -> Result<(), Error> {
         let interrupter = connection.interrupter()?;
         *lock(&self.connection) = Some(interrupter);
         Ok(())
     }
 
     /// Replaces the error of a connection that was interrupted.
-    pub(super) fn explain(&self, error: Error) -> Error {
+    pub(crate) fn explain(&self, error: Error) -> Error {
         if self.requested() {
             Error::failed("Interrupted")
         } else {
@@ -59,7 +64,7 @@ impl Stop {
 
 /// Connects in a thread of its own, because a login may take a while, and until then there is no connection to
 /// interrupt.
-pub(super) fn connect(server: &ServerConfig, stop: &Stop) -> Result<Connection, Error> {
+pub(crate) fn connect(server: &ServerConfig, stop: &Stop) -> Result<Connection, Error> {
     let (sender, receiver) = mpsc::sync_channel(1);
     let settings = server.clone();
     std::thread::Builder::new()

@@ -19,7 +19,7 @@ use crate::progress::{Counted, Progress};
 /// is always right.
 const RELIABLE_LAG_SEGMENTS: u64 = 1;
 /// How often to check the archive while waiting.
-const POLL: Duration = Duration::from_millis(500);
+pub(crate) const POLL: Duration = Duration::from_millis(500);
 /// How long to wait for the archive before the backup fetches its WAL itself; half the user's timeout if that is
 /// shorter.
 const FETCH_AFTER: Duration = Duration::from_secs(60);
@@ -28,7 +28,7 @@ const MISSING_SHOWN: usize = 3;
 
 /// The source of a backup's WAL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Source {
+pub(crate) enum Source {
     /// `archive_command` or `receive-wal`: the backup waits for its segments.
     Archive,
     /// The backup includes its WAL.
@@ -68,7 +68,7 @@ pub(super) fn source(
     Ok(source)
 }
 
-fn archive(
+pub(crate) fn archive(
     repository: &Repository,
     server: &ServerConfig,
     cluster: &ServerSettings,
@@ -124,7 +124,7 @@ fn keeps_up(
 
 /// Archives the history of the backup's timeline if the archive does not have it: the server may have archived it
 /// before barmanfs was set up. A backup is complete without it, so a failure is only a warning.
-pub(super) fn keep_history(repository: &Repository, connection: &mut Connection, backup: &Backup) {
+pub(crate) fn keep_history(repository: &Repository, connection: &mut Connection, backup: &Backup) {
     let Some(timeline) = backup.timeline.filter(|timeline| *timeline > TimelineId(1)) else {
         return;
     };
@@ -143,16 +143,21 @@ pub(super) fn keep_history(repository: &Repository, connection: &mut Connection,
     }
 }
 
+/// How long to wait for the archive before a backup fetches its WAL itself.
+pub(crate) fn fetch_after(options: &BackupOptions) -> Duration {
+    FETCH_AFTER.min(options.wait_timeout / 2)
+}
+
 /// Waits until the archive has all segments of the backup, and returns the backup's state then. If they do not arrive,
 /// fetches them over the backup's own connection. After the user's timeout, the backup stays as it is, and becomes DONE
 /// by itself when its WAL arrives. The primary of a standby is asked for a checkpoint meanwhile, if the configuration says
 /// after how long.
-pub(super) fn wait(
+pub(crate) fn wait(
     repository: &Repository,
     server: &ServerConfig,
     connection: &mut Connection,
     backup: Backup,
-    options: &BackupOptions,
+    (options, fetch_after): (&BackupOptions, Duration),
     stop: &Stop,
 ) -> Result<Backup, Error> {
     let progress = Progress::start(
@@ -165,7 +170,7 @@ pub(super) fn wait(
     let is_helped = backup.from_standby && server.primary_conninfo.is_some();
     let checkpoint_after = server.primary_checkpoint_timeout.filter(|_| is_helped);
     let mut checkpoint_at = checkpoint_after.map(|after| began + after);
-    let mut fetch_at = Some(began + FETCH_AFTER.min(options.wait_timeout / 2));
+    let mut fetch_at = Some(began + fetch_after);
     loop {
         let missing = repository.missing_wal(&backup)?;
         if missing.is_empty() {
@@ -174,14 +179,7 @@ pub(super) fn wait(
         progress.note(&format!("waiting for {} to be archived", names(&missing)));
         if stop.requested() || Instant::now() >= deadline {
             drop(progress);
-            tracing::warn!(
-                "Backup {} of server {} is WAITING_FOR_WALS: {} not archived yet. It becomes DONE by itself when they \
-                 are; until then it cannot be recovered. 'barmanfs check {}' says why they do not come",
-                backup.id,
-                backup.server,
-                names(&missing),
-                backup.server
-            );
+            warn_of_waiting(&backup, &missing);
             return Ok(backup);
         }
         if checkpoint_at.take_if(|at| Instant::now() >= *at).is_some()
@@ -199,6 +197,18 @@ pub(super) fn wait(
         }
         std::thread::sleep(POLL);
     }
+}
+
+/// Says what a backup waits for when nobody waits with it any more.
+pub(crate) fn warn_of_waiting(backup: &Backup, missing: &[SegmentName]) {
+    tracing::warn!(
+        "Backup {} of server {} is WAITING_FOR_WALS: {} not archived yet. It becomes DONE by itself when they are; until then \
+         it cannot be recovered. 'barmanfs check {}' says why they do not come",
+        backup.id,
+        backup.server,
+        names(missing),
+        backup.server
+    );
 }
 
 /// Tries once. If this fails, the archive may still get the segments.
@@ -233,7 +243,7 @@ fn fetch_missing(
     }
 }
 
-fn names(missing: &[SegmentName]) -> String {
+pub(crate) fn names(missing: &[SegmentName]) -> String {
     let shown: Vec<String> = missing
         .iter()
         .take(MISSING_SHOWN)

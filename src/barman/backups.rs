@@ -81,7 +81,7 @@ impl<'a> Listed<'a> {
 
     fn entry(&self, place: usize, backup: &Backup) -> Result<Value, Error> {
         let mut entry = head(backup);
-        if let (true, Some(end)) = (backup.is_complete(), backup.end_time) {
+        if let (true, Some(end)) = (backup.has_ended_well(), backup.end_time) {
             let wal = self.wal(place, backup)?;
             let size_bytes = backup.logical_bytes + wal.own.new_stored_bytes;
             let wal_bytes = wal.after.new_stored_bytes;
@@ -109,7 +109,7 @@ impl<'a> Listed<'a> {
         let archive = self.repository.wal(backup.archive());
         let after = end.next(backup.segment_size);
         let mut later = self.backups.iter().skip(place + 1);
-        let next = later.find_map(|next| segments(next).filter(|_| next.is_complete()));
+        let next = later.find_map(|next| segments(next).filter(|_| next.has_ended_well()));
         // The next backup may begin in the segment in which this one ends.
         let until = next.map(|(begin, _)| begin.max(after));
         Ok(Wal {
@@ -137,7 +137,7 @@ impl<'a> Listed<'a> {
                 "summarize_wal": null,
             },
         })));
-        match (backup.is_complete(), backup.end_time) {
+        match (backup.has_ended_well(), backup.end_time) {
             (true, Some(end)) => self.content(&mut details, place, backup, end)?,
             _ => details.extend(
                 backup
@@ -159,7 +159,7 @@ impl<'a> Listed<'a> {
         let wal = self.wal(place, backup)?;
         let neighbour =
             |id: Option<&Backup>, none: &str| id.map_or_else(|| json!(none), |backup| json!(backup.id));
-        let complete = |backup: &&Backup| backup.is_complete();
+        let complete = |backup: &&Backup| backup.has_ended_well();
         let (before, rest) = self.backups.split_at_checked(place).unwrap_or_default();
         let previous = before.iter().rfind(complete);
         let next = rest.iter().skip(1).find(complete);
@@ -191,7 +191,7 @@ impl<'a> Listed<'a> {
 pub(super) fn head(backup: &Backup) -> Map<String, Value> {
     let mut head = object(json!({
         "backup_id": backup.id,
-        "backup_type": TYPE,
+        "backup_type": if backup.is_snapshot() { "snapshot" } else { TYPE },
         "status": backup.status.as_str(),
     }));
     if let Some(name) = name(backup) {
@@ -441,15 +441,21 @@ pub(crate) fn keep_status(
 /// What `backup` says of the backups that were taken.
 pub(crate) fn taken(out: &mut Output, backups: &[Backup]) -> Result<(), Error> {
     for backup in backups {
-        let Some(end) = backup.end_time.filter(|_| backup.is_complete()) else {
+        let Some(end) = backup.end_time.filter(|_| backup.has_ended_well()) else {
             continue;
         };
         let took = units::duration(end.saturating_duration_since(backup.begin_time).as_secs());
         let (size, stored) = (backup.logical_bytes, backup.new_stored_bytes);
         let saved = units::percent(1.0 - units::ratio(stored, size));
         out.line(format_args!(
-            "Backup {} of server {} using postgres method",
-            backup.id, backup.server
+            "Backup {} of server {} using {} method",
+            backup.id,
+            backup.server,
+            if backup.is_snapshot() {
+                "snapshot"
+            } else {
+                "postgres"
+            }
         ))?;
         if let (Some((begin_wal, end_wal)), Some(begin), Some(end)) =
             (segments(backup), backup.start_lsn, backup.stop_lsn)

@@ -1,13 +1,15 @@
 //! The command line of `barmanfs backup`.
 
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use barmanfs_catalog::{Annotation, BackupName, BackupSelector};
+use barmanfs_pg::Lsn;
 use clap::{Args, ValueEnum};
 
 use super::JsonOption;
 use super::retention::KeptPart;
-use crate::config::Incremental;
+use crate::config::{Incremental, TablespacePlace};
 use crate::postgres::MAX_RATE_KIB;
 use crate::size;
 
@@ -24,6 +26,9 @@ Examples:
   barmanfs backup main --fast-checkpoint --name before_upgrade
   barmanfs backup main --incremental never
   barmanfs backup main --annotate release=4.2 --annotate ticket=871 --keep standalone
+  barmanfs backup main --from /mnt/snapshot/data
+  barmanfs backup main --from /mnt/snapshot/data --backup-label label --stop-lsn 0/5000138 \
+                       --tablespace-map map --tablespace 16384:/mnt/fast
   barmanfs backup all --max-rate 50M";
 
 /// `backup`
@@ -56,6 +61,21 @@ pub(crate) struct BackupArgs {
     /// Let the server send only what has changed since an earlier backup [default: as configured, or auto]
     #[arg(long, value_name = "auto|always|never", value_parser = incremental)]
     pub(crate) incremental: Option<Incremental>,
+    /// Read the data directory DIR of a mounted snapshot; the server sends nothing
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["incremental", "max_rate"])]
+    pub(crate) from: Option<PathBuf>,
+    /// The label that pg_backup_stop has returned for that snapshot; the server is not asked then
+    #[arg(long, value_name = "FILE", requires_all = ["from", "stop_lsn"])]
+    pub(crate) backup_label: Option<PathBuf>,
+    /// Where pg_backup_stop has ended the backup
+    #[arg(long, value_name = "LSN", requires = "backup_label")]
+    pub(crate) stop_lsn: Option<Lsn>,
+    /// The map of tablespaces that pg_backup_stop has returned
+    #[arg(long, value_name = "FILE", requires = "backup_label")]
+    pub(crate) tablespace_map: Option<PathBuf>,
+    /// Where the snapshot of a tablespace is mounted; WHICH is its OID, its name or its place on the server; repeatable
+    #[arg(long, value_name = "WHICH:DIR", requires = "from")]
+    pub(crate) tablespace: Vec<TablespacePlace>,
     /// How long to wait for the backup's WAL to arrive in the archive, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     pub(crate) wait_timeout: u64,

@@ -6,7 +6,7 @@ use crate::instance;
 
 /// Whether an entry is in the backup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Inclusion {
+pub(crate) enum Inclusion {
     /// It is. The entries of a directory are checked one by one.
     Included,
     /// Only the directory is, without its entries.
@@ -50,7 +50,7 @@ const LEFT_OUT_PREFIXES: [&[u8]; 2] = [b"pgsql_tmp", b"pg_internal.init"];
 const RELATIONS: [&[u8]; 2] = [b"base/", b"pg_tblspc/"];
 
 /// Whether the entry at `path` is in the backup.
-pub(super) fn inclusion(path: &[u8]) -> Inclusion {
+pub(crate) fn inclusion(path: &[u8]) -> Inclusion {
     let name = path.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
     let is_relation = || RELATIONS.iter().any(|place| path.starts_with(place));
     if EMPTIED.contains(&path) {

@@ -15,6 +15,7 @@ use crate::config::ServerConfig;
 use crate::error::{Error, Outcome};
 use crate::output;
 use crate::report;
+use crate::snapshot::{self, Asked, StoppedBy};
 
 /// Runs the command for one server after the other. A failure for one does not prevent the backups of the
 /// next ones.
@@ -30,7 +31,8 @@ pub(crate) fn run(app: &mut App, args: &BackupArgs) -> Result<Outcome, Error> {
     let repository = open_or_create(app)?;
     let stop = Stop::watch()?;
     let options = options(app, args);
-    let (backups, mut errors) = take_all(&repository, &servers, &options, &stop);
+    let asked = asked(args, &servers)?;
+    let (backups, mut errors) = take_all(&repository, &servers, (&options, &asked), &stop);
     if let Some(part) = args.keep {
         errors.extend(keep(&repository, &backups, part).err());
     }
@@ -82,6 +84,23 @@ fn options(app: &App, args: &BackupArgs) -> BackupOptions {
     }
 }
 
+/// What is asked for of a snapshot. A directory is of one server.
+fn asked(args: &BackupArgs, servers: &[ServerConfig]) -> Result<Asked, Error> {
+    if args.from.is_some() && servers.len() != 1 {
+        return Err(Error::usage("--from is the data directory of one server"));
+    }
+    let stopped = args.backup_label.clone().zip(args.stop_lsn);
+    Ok(Asked {
+        from: args.from.clone(),
+        stopped: stopped.map(|(label, stop_lsn)| StoppedBy {
+            label,
+            map: args.tablespace_map.clone(),
+            stop_lsn,
+        }),
+        tablespaces: args.tablespace.clone(),
+    })
+}
+
 /// Whether the backup is complete with its WAL, and the server has not reported damage of its own pages.
 fn is_well(backup: &Backup) -> bool {
     backup.status == BackupStatus::Done && backup.checksum_failures.is_empty()
@@ -114,12 +133,16 @@ fn keep(repository: &Repository, backups: &[Backup], part: KeptPart) -> Result<(
 fn take_all(
     repository: &Repository,
     servers: &[ServerConfig],
-    options: &BackupOptions,
+    (options, asked): (&BackupOptions, &Asked),
     stop: &Stop,
 ) -> (Vec<Backup>, Vec<Error>) {
     let (mut backups, mut errors) = (Vec::new(), Vec::new());
     for server in servers {
-        match backup::take(repository, server, options, stop) {
+        let taken = match snapshot::is_asked(asked, server) {
+            true => snapshot::take(repository, server, asked, options, stop),
+            false => backup::take(repository, server, options, stop),
+        };
+        match taken {
             Ok(backup) => backups.push(backup),
             Err(error) => errors.push(error),
         }

@@ -320,7 +320,7 @@ impl Round<'_> {
             return Ok(());
         }
         let runs = |backup: &Backup| backup.status == BackupStatus::Started;
-        let is_good = |backup: &&Backup| backup.is_complete() && backup.is_of_server();
+        let is_good = |backup: &&Backup| backup.has_ended_well() && backup.is_of_server();
         let last_good = subject.backups.iter().rfind(is_good);
         let last = subject.memory.tasks.get(&CronTask::Backup);
         let done = last_good.map(|backup| backup.begin_time);
@@ -490,8 +490,9 @@ impl Subject<'_> {
     }
 
     fn newest_done(&self) -> Option<&Backup> {
-        let is_done =
-            |backup: &&Backup| backup.status == BackupStatus::Done && backup.is_of_current_history();
+        let is_done = |backup: &&Backup| {
+            backup.status == BackupStatus::Done && backup.is_of_current_history() && backup.is_complete()
+        };
         self.backups.iter().rfind(is_done)
     }
 }

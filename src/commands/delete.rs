@@ -13,7 +13,7 @@ use crate::barman;
 use crate::cli::upkeep::DeleteArgs;
 use crate::error::{Error, Outcome};
 use crate::health::Doubts;
-use crate::hooks::{Hook, Hooks, NEVER_STOPPED};
+use crate::hooks::{Hook, Hooks, NEVER_STOPPED, storage};
 use crate::moment;
 use crate::output::{self, Output};
 use crate::report::Deletion;
@@ -63,6 +63,9 @@ pub(crate) fn run(app: &mut App, args: &DeleteArgs) -> Result<Outcome, Error> {
     let began = SystemTime::now().into();
     let mut deleted = Vec::new();
     let done = backups.iter().try_for_each(|backup| {
+        let force = (args.force, NEVER_STOPPED);
+        storage::delete(&repository, configured.as_ref(), backup, force)
+            .map_err(|error| after(&deleted, error))?;
         if let Err(error) = repository.delete_backup(backup, args.force) {
             return Err(after(&deleted, error.into()));
         }

@@ -200,6 +200,7 @@ fn kind(kind: BackupKind) -> &'static str {
         BackupKind::Full => "full",
         BackupKind::Incremental => "incremental",
         BackupKind::Clone => "clone",
+        BackupKind::Snapshot => "snapshot",
     }
 }
 

@@ -19,6 +19,9 @@ pub(crate) fn run(app: &mut App, args: &ListFilesArgs) -> Result<Outcome, Error>
     let repository = app.repository()?;
     let server = app.known_server(&repository, &args.which.server)?;
     let backup = app.backup(&repository, &server, &args.which.backup)?;
+    if let Some(why) = backup.files_elsewhere() {
+        return Err(Error::failed(why));
+    }
     let Some(root) = backup.root.as_ref().filter(|_| backup.is_complete()) else {
         return Err(Error::failed(format!(
             "Backup {} of server {server} is {} and has no files",

@@ -52,10 +52,10 @@ fn describe(app: &App, repository: Option<&Repository>, name: ServerName) -> Res
         active: configured.is_some_and(|server| server.active),
         disabled: configured.is_some_and(ServerConfig::is_disabled),
         system_id,
-        backups: backups.iter().filter(|backup| backup.is_complete()).count(),
+        backups: backups.iter().filter(|backup| backup.has_ended_well()).count(),
         last_backup_time: backups
             .iter()
-            .rfind(|backup| backup.is_complete() && backup.is_of_current_history())
+            .rfind(|backup| backup.has_ended_well() && backup.is_of_current_history())
             .map(|Backup { begin_time, .. }| *begin_time),
         name,
     })

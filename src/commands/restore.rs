@@ -3,6 +3,7 @@
 mod annotated;
 mod catching_up;
 mod hooked;
+mod on_disks;
 mod origin;
 mod request;
 mod shown;
@@ -86,6 +87,12 @@ fn carry_out(app: &mut App, args: &RestoreArgs, catchup: Option<bool>) -> Result
     let Some(mut choice) = choose(app, args, &repository, &server)? else {
         return Ok(Outcome::Unreachable);
     };
+    if let Some(snapshot) = choice.backup.snapshot.clone() {
+        if catchup.is_some() {
+            return Err(Error::failed(choice.backup.files_elsewhere().unwrap_or_default()));
+        }
+        return on_disks::run(app, args, &repository, &choice, &snapshot);
+    }
     let command = match args.no_recovery {
         true => String::new(),
         false => restore_command(app, args, &choice)?,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use barmanfs_catalog::{Backup, BackupKind, BackupStatus, BootTest, Repository};
+use barmanfs_catalog::{Backup, BackupKind, BackupStatus, BootTest, Repository, StorageSnapshot};
 use barmanfs_pg::wal_name::SegmentName;
 
 use super::App;
@@ -81,6 +81,9 @@ fn show(
         );
     }
     about_the_run(&mut facts, backup);
+    if let Some(snapshot) = backup.snapshot.as_ref().filter(|_| backup.has_ended_well()) {
+        about_the_snapshot(&mut facts, backup, snapshot, missing);
+    }
     if backup.is_complete() {
         about_the_content(&mut facts, backup, missing);
     }
@@ -146,6 +149,36 @@ fn about_the_run(facts: &mut Facts, backup: &Backup) {
     facts.add_some("Stop LSN", backup.stop_lsn.map(|lsn| lsn.to_string()));
 }
 
+fn about_the_snapshot(
+    facts: &mut Facts,
+    backup: &Backup,
+    snapshot: &StorageSnapshot,
+    missing: &[SegmentName],
+) {
+    let text = |text: &str| output::printable(text.as_bytes());
+    facts.add("Came in as", came_in_as(backup));
+    facts.add("WAL", wal(backup, missing));
+    facts.add("Snapshot", text(&snapshot.name));
+    for disk in &snapshot.disks {
+        let name = disk.disk.as_deref().map(|name| format!(" of {}", text(name)));
+        facts.add(
+            "Disk",
+            format!(
+                "{}{}, was mounted at {} with {}",
+                text(&disk.snapshot),
+                name.unwrap_or_default(),
+                text(&disk.mount_point),
+                match disk.mount_options.as_str() {
+                    "" => "any options".to_owned(),
+                    options => text(options),
+                }
+            ),
+        );
+    }
+    facts.add_some("Data directory", snapshot.data_directory.as_deref().map(text));
+    about_tablespaces(facts, backup);
+}
+
 fn about_the_content(facts: &mut Facts, backup: &Backup, missing: &[SegmentName]) {
     let source = match &backup.cloned_from {
         Some(clone) => format!("the clone {}", clone.name),
@@ -169,6 +202,10 @@ fn about_the_content(facts: &mut Facts, backup: &Backup, missing: &[SegmentName]
     for failure in &backup.checksum_failures {
         facts.add("Checksum failure", output::printable(failure.as_bytes()));
     }
+    about_tablespaces(facts, backup);
+}
+
+fn about_tablespaces(facts: &mut Facts, backup: &Backup) {
     for space in &backup.tablespaces {
         let name = space.name.as_deref().map(|name| format!(" ({name})"));
         let (oid, name) = (space.oid, name.unwrap_or_default());
@@ -184,6 +221,7 @@ pub(crate) fn came_in_as(backup: &Backup) -> String {
         (BackupKind::Incremental, Some(parent)) => format!("incremental from {parent}"),
         (BackupKind::Incremental, None) => "incremental".to_owned(),
         (BackupKind::Clone, _) => cloned(backup),
+        (BackupKind::Snapshot, _) => "a snapshot of the storage".to_owned(),
     }
 }
 

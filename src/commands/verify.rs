@@ -31,7 +31,7 @@ pub(crate) fn run(app: &mut App, args: &VerifyArgs) -> Result<Outcome, Error> {
     }
     if args.json.json {
         app.out.json(&report)?;
-    } else if !(app.options.quiet && report.is_clean()) {
+    } else if !(app.options.quiet && report.is_clean() && report.snapshots == 0) {
         show(&mut app.out, &report)?;
     }
     Ok(if report.is_clean() {
@@ -98,6 +98,15 @@ fn show(out: &mut Output, report: &VerifyReport) -> Result<(), Error> {
         report.chunks,
         output::bytes(report.bytes)
     ))?;
+    if report.snapshots > 0 {
+        out.line(format_args!(
+            "Not checked: {}, whose files are in the storage",
+            output::count(
+                usize::try_from(report.snapshots).unwrap_or(usize::MAX),
+                "snapshot"
+            )
+        ))?;
+    }
     if report.is_a_pack_missing() {
         out.line(
             "Packs are not there. Is their file system mounted? Put them back from a copy of the repository, or give up what they \

@@ -110,6 +110,15 @@ const SERVER_OR_GLOBAL: &[&str] = &[
     "recovery_host",
     "hook_timeout",
     "notify_command",
+    "snapshot_command",
+    "snapshot_delete_command",
+    "snapshot_list_command",
+    "snapshot_mount_command",
+    "snapshot_umount_command",
+    "snapshot_disks",
+    "snapshot_directory",
+    "snapshot_tablespaces",
+    "snapshot_timeout",
 ];
 
 /// Barman's other keys, by the reason why they have no effect.
@@ -188,6 +197,10 @@ const NO_EFFECT: &[(&str, &[&str])] = &[
         &["forward_config_path", "warehousepg_dbid"],
     ),
     ("cloud storage is not supported", CLOUD),
+    (
+        "'snapshot_command' and the commands beside it are run as they are: name the provider, the instance and the zone in them",
+        SNAPSHOTS_OF_CLOUDS,
+    ),
 ];
 
 /// Keys whose value may be a secret, or have one in it, in other ways than a connection string has.
@@ -278,11 +291,22 @@ const CLOUD: &[&str] = &[
     "azure_subscription_id",
     "gcp_project",
     "gcp_zone",
+];
+
+const SNAPSHOTS_OF_CLOUDS: &[&str] = &[
     "snapshot_provider",
     "snapshot_instance",
-    "snapshot_disks",
     "snapshot_zone",
     "snapshot_gcp_project",
+];
+
+/// Commands of the storage. They may have a token in them.
+pub(crate) const SNAPSHOT_COMMANDS: &[&str] = &[
+    "snapshot_command",
+    "snapshot_delete_command",
+    "snapshot_list_command",
+    "snapshot_mount_command",
+    "snapshot_umount_command",
 ];
 
 /// Whether the key is of the global section alone.
@@ -302,7 +326,9 @@ pub(super) fn forbids_storing(key: &str) -> bool {
 
 /// Whether a model may not set it, as in Barman: directories and hooks belong to the server.
 pub(super) fn is_kept_by_models(key: &str) -> bool {
-    HOOKS.contains(&key) || key.ends_with("_directory") && !key.starts_with("cloud")
+    HOOKS.contains(&key)
+        || SNAPSHOT_COMMANDS.contains(&key)
+        || key.ends_with("_directory") && !key.starts_with("cloud")
 }
 
 /// The rank in which the keys of a server are set, whatever the order of their lines.
@@ -328,7 +354,9 @@ pub(super) fn secrecy(key: &str) -> Secrecy {
         _ if CONNECTION_STRINGS.contains(&key) => Secrecy::ConnectionString,
         Known::Unknown => Secrecy::Hidden,
         // A command line may have a token in it.
-        _ if SECRET.contains(&key) || HOOKS.contains(&key) => Secrecy::Hidden,
+        _ if SECRET.contains(&key) || HOOKS.contains(&key) || SNAPSHOT_COMMANDS.contains(&key) => {
+            Secrecy::Hidden
+        }
         _ => Secrecy::Plain,
     }
 }

@@ -13,7 +13,7 @@ use barmanfs_fs::CloneLimits;
 
 use super::limits::Age;
 use super::setting::Setting;
-use super::{HookScripts, Limits, Problem, Secret, Secrets};
+use super::{HookScripts, Limits, Problem, Secret, Secrets, Snapshots};
 use crate::error::Error;
 use crate::schedule::Schedule;
 
@@ -142,6 +142,8 @@ pub(crate) struct ServerConfig {
     pub(crate) max_incoming_wals_queue: Option<usize>,
     /// What runs before and after an operation.
     pub(crate) hooks: HookScripts,
+    /// The commands of its storage.
+    pub(crate) snapshots: Snapshots,
     /// How long all checks may take; `None` for no limit.
     pub(crate) check_timeout: Option<Duration>,
     /// Whether a restore may update an older copy.
@@ -198,6 +200,7 @@ impl ServerConfig {
             incoming_wals_directory: None,
             max_incoming_wals_queue: None,
             hooks: HookScripts::default(),
+            snapshots: Snapshots::default(),
             check_timeout: Some(CHECK_TIMEOUT),
             delta_restore: false,
             parallel_jobs: None,

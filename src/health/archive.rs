@@ -8,7 +8,7 @@ use barmanfs_catalog::{Backup, BackupStatus, MinimalStretch, Repository};
 use super::doubts::Doubts;
 use super::figures::NewestBackup;
 use super::finding::{Finding, Findings};
-use super::{Subject, backups, clones, cron, losses, reliability, retention, wal_store};
+use super::{Subject, backups, clones, cron, losses, reliability, retention, snapshots, wal_store};
 use crate::config::ServerConfig;
 use crate::error::Error;
 use crate::forks;
@@ -81,6 +81,7 @@ fn check_backups(
         SystemTime::now().into(),
     ));
     checksums(subject, &stored, findings);
+    snapshots::check(repository, subject, &stored, findings);
     wal_store::check(repository, subject, &stored, findings);
     cron::check(repository, subject, &stored, SystemTime::now().into(), findings);
 }

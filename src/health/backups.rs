@@ -164,6 +164,10 @@ fn seconds_between(from: TimestampMicros, to: TimestampMicros) -> u64 {
 
 fn size(facts: &Facts<'_>, done: &[&Backup]) -> Option<Finding> {
     let limit = facts.limits.backup_size;
+    // Of a snapshot, only the storage knows the size.
+    if done.last().is_some_and(|last| last.is_snapshot()) {
+        return None;
+    }
     let Some(last) = done.last() else {
         return limit.map(|_| Finding::failed(SIZE, "there is no complete backup"));
     };

@@ -79,7 +79,7 @@ struct Seen<'a> {
 
 /// Whether the failure of a task still matters: it is still wanted, and what it was to do has not been done since.
 fn matters(task: CronTask, last: &TaskMemory, server: &ServerConfig, seen: &Seen<'_>) -> bool {
-    let is_done_since = |backup: &Backup| backup.is_complete() && backup.begin_time > last.began_at;
+    let is_done_since = |backup: &Backup| backup.has_ended_well() && backup.begin_time > last.began_at;
     match task {
         CronTask::ReceiveWal => server.streaming_archiver && !seen.is_received,
         CronTask::ArchiveWal => server.incoming_wals_directory.is_some(),

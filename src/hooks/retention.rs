@@ -11,7 +11,7 @@ use barmanfs_catalog::{Backup, BackupId, Repository, SegmentRange, ServerName, W
 use barmanfs_pg::TimestampMicros;
 use barmanfs_pg::wal_name::WalName;
 
-use super::{Hook, Hooks, IsStopped, Wal};
+use super::{Hook, Hooks, IsStopped, Wal, storage};
 use crate::config::ServerConfig;
 use crate::error::Error;
 
@@ -32,7 +32,8 @@ pub(crate) fn enforce(
     let hooks = configured.map(|configured| Hooks::of(configured, repository, is_stopped));
     let is_hooked = |hooks: &Hooks<'_>| hooks.has(Hook::Delete) || hooks.has(Hook::WalDelete);
     let Some(hooks) = hooks.filter(is_hooked) else {
-        return Ok(repository.enforce_retention(server, rules, now)?);
+        let done = repository.enforce_retention(server, rules, now)?;
+        return snapshots(repository, (server, configured), (rules, now), is_stopped, done);
     };
     let plan = repository.retention(server, rules, now)?;
     let doomed = doomed(repository, server, &plan)?;
@@ -41,7 +42,7 @@ pub(crate) fn enforce(
         false => None,
     };
     let approved = Approved {
-        backups: approved_backups(&hooks, &doomed),
+        backups: approved_backups(&hooks, &doomed, (configured, is_stopped)),
         wal: approved_wal(&hooks, &plan, seen.as_mut())?,
     };
     let done = repository.enforce_approved(server, rules, now, Some(&approved))?;
@@ -110,10 +111,15 @@ fn doomed(repository: &Repository, server: &ServerName, plan: &RetentionPlan) ->
 }
 
 /// A script may save a backup from this run.
-fn approved_backups(hooks: &Hooks<'_>, doomed: &[Backup]) -> BTreeSet<BackupId> {
+fn approved_backups(
+    hooks: &Hooks<'_>,
+    doomed: &[Backup],
+    (configured, is_stopped): (Option<&ServerConfig>, IsStopped<'_>),
+) -> BTreeSet<BackupId> {
     let is_approved = |backup: &&Backup| {
         let before = hooks.before_backup(Hook::Delete, backup, backup.status.as_str());
         before
+            .and_then(|()| forget_snapshot(hooks.repository(), configured, backup, is_stopped))
             .inspect_err(|error| tracing::error!("Backup {} is not deleted: {error}", backup.id))
             .is_ok()
     };
@@ -122,6 +128,50 @@ fn approved_backups(hooks: &Hooks<'_>, doomed: &[Backup]) -> BTreeSet<BackupId> 
         .filter(is_approved)
         .map(|backup| backup.id)
         .collect()
+}
+
+/// Deletes a snapshot in the storage, unless its record could not be deleted now.
+fn forget_snapshot(
+    repository: &Repository,
+    configured: Option<&ServerConfig>,
+    backup: &Backup,
+    is_stopped: IsStopped<'_>,
+) -> Result<(), Error> {
+    if !backup.is_snapshot() {
+        return Ok(());
+    }
+    repository.refuse_deletion(backup, false)?;
+    storage::delete(repository, configured, backup, (false, is_stopped))
+}
+
+/// Deletes the snapshots that a run without hooks has left: a record goes when its snapshot is gone from the storage.
+fn snapshots(
+    repository: &Repository,
+    (server, configured): (&ServerName, Option<&ServerConfig>),
+    (rules, now): (&RetentionRules, TimestampMicros),
+    is_stopped: IsStopped<'_>,
+    mut done: Enforced,
+) -> Result<Enforced, Error> {
+    if done.plan.doomed().all(|judged| done.deleted.contains(&judged.id)) {
+        return Ok(done);
+    }
+    let mut doomed = doomed(repository, server, &done.plan)?;
+    doomed.retain(Backup::is_snapshot);
+    let is_gone = |backup: &&Backup| {
+        forget_snapshot(repository, configured, backup, is_stopped)
+            .inspect_err(|error| tracing::error!("{error}"))
+            .is_ok()
+    };
+    let gone: BTreeSet<BackupId> = doomed.iter().filter(is_gone).map(|backup| backup.id).collect();
+    if !gone.is_empty() {
+        let approved = Approved {
+            backups: gone,
+            wal: Vec::new(),
+        };
+        let more = repository.enforce_approved(server, rules, now, Some(&approved))?;
+        done.deleted.extend(more.deleted);
+    }
+    Ok(done)
 }
 
 /// A script that stops one file stops the removal of all WAL in this run: what is left is without gaps.

@@ -48,6 +48,9 @@ exec /bin/sh -c "$1" 3<&-"#;
 /// As much of the output goes to the log.
 const LOGGED_BYTES: u64 = 64 * 1024;
 
+/// The most that a command may answer: names of snapshots.
+const ANSWER_BYTES: u64 = 1 << 20;
+
 /// How a retry script ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Ended {
@@ -146,8 +149,38 @@ impl Script {
         }
     }
 
+    /// Runs it once, and returns what it prints on its standard output. The rest goes to the log.
+    ///
+    /// # Errors
+    /// Why it failed, in words that follow the key.
+    pub(super) fn answer(&self, is_stopped: IsStopped<'_>) -> Result<String, String> {
+        let until = self.timeout.map(|timeout| Instant::now() + timeout);
+        let failed = |error: io::Error| format!("cannot be run: {error}");
+        let errors = tempfile::tempfile().map_err(failed)?;
+        let ran = self.run(Patience { until, is_stopped }, Some(&errors));
+        log(&self.key, &errors);
+        let (ran, mut output) = ran.map_err(failed)?;
+        let mut text = Vec::new();
+        let read = output
+            .rewind()
+            .and_then(|()| output.take(ANSWER_BYTES + 1).read_to_end(&mut text));
+        read.map_err(failed)?;
+        match ran {
+            Ran::Ended(status) if code(status) == 0 && text.len() as u64 <= ANSWER_BYTES => {
+                String::from_utf8(text).map_err(|_| "printed what is no UTF-8".to_owned())
+            }
+            Ran::Ended(status) if code(status) == 0 => Err(format!("printed more than {ANSWER_BYTES} bytes")),
+            Ran::Ended(status) => {
+                log_text(&self.key, &text);
+                Err(format!("ended with code {}", code(status)))
+            }
+            Ran::TimedOut => Err("took longer than it may, and was killed".to_owned()),
+            Ran::Stopped => Err("was ended with barmanfs".to_owned()),
+        }
+    }
+
     fn attempt(&self, patience: Patience<'_>) -> Attempt {
-        let attempt = match self.run(patience) {
+        let attempt = match self.run(patience, None) {
             Ok((ran, output)) => {
                 log(&self.key, &output);
                 match ran {
@@ -172,11 +205,12 @@ impl Script {
 
     /// Runs it to its end, or ends it. Output goes through a file: what the script leaves running must not keep anybody
     /// waiting.
-    fn run(&self, patience: Patience<'_>) -> io::Result<(Ran, File)> {
+    /// `errors` takes its standard error, if that is to be apart.
+    fn run(&self, patience: Patience<'_>, errors: Option<&File>) -> io::Result<(Ran, File)> {
         // Without room for its output it runs all the same.
         let output =
             tempfile::tempfile().or_else(|_| File::options().read(true).write(true).open("/dev/null"))?;
-        let mut command = shell(&self.command, &output)?;
+        let mut command = shell(&self.command, (&output, errors.unwrap_or(&output)))?;
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         if let Some((user, group)) = self.owner {
             command.gid(group).uid(user);
@@ -193,14 +227,14 @@ impl Script {
 }
 
 /// A shell that runs a command line, in a process group of its own that ends with this process.
-fn shell(line: &str, output: &File) -> io::Result<Command> {
+fn shell(line: &str, (output, errors): (&File, &File)) -> io::Result<Command> {
     let mut command = Command::new("/bin/sh");
     command
         .args(["-c", SUPERVISED, "sh", line])
         .current_dir("/")
         .stdin(Stdio::piped())
         .stdout(output.try_clone()?)
-        .stderr(output.try_clone()?)
+        .stderr(errors.try_clone()?)
         .process_group(0);
     Ok(command)
 }
@@ -253,10 +287,13 @@ fn log(key: &str, mut output: &File) {
     let read = output
         .rewind()
         .and_then(|()| output.take(LOGGED_BYTES).read_to_end(&mut text));
-    if read.is_err() {
-        return;
+    if read.is_ok() {
+        log_text(key, &text);
     }
-    for line in printable_lines(&String::from_utf8_lossy(&text)).lines() {
+}
+
+fn log_text(key: &str, text: &[u8]) {
+    for line in printable_lines(&String::from_utf8_lossy(text)).lines() {
         tracing::info!("{key}: {line}");
     }
 }
@@ -407,10 +444,13 @@ mod tests {
     #[test]
     fn a_script_ends_with_a_process_that_is_killed() {
         let (directory, line) = lingering();
-        let mut child = shell(&line, &tempfile::tempfile().unwrap())
-            .unwrap()
-            .spawn()
-            .unwrap();
+        let mut child = {
+            let output = tempfile::tempfile().unwrap();
+            shell(&line, (&output, &output))
+        }
+        .unwrap()
+        .spawn()
+        .unwrap();
         while pids(&directory).is_none() {
             std::thread::sleep(LOOK_EVERY);
         }

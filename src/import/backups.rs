@@ -17,7 +17,9 @@ use barmanfs_pg::wal_scan::Wholeness;
 use barmanfs_store::{Attributes, DirectoryRef, FileMap, TreeReader};
 
 use super::manifest::{self, Files};
-use super::{Arrived, ForeignBackup, ForeignConfiguration, Intake, LeftOut, Manifest, Source, composed};
+use super::{
+    Arrived, ForeignBackup, ForeignConfiguration, Intake, LeftOut, Manifest, OwnWal, Source, composed,
+};
 use crate::backup::compose::{Composer, Parent};
 use crate::backup::configuration::store_files;
 use crate::backup::files::{BackupFiles, MANIFEST, file_map};
@@ -172,7 +174,7 @@ impl Importer<'_> {
             files,
             (self.repository, self.server),
             (&progress, self.signals),
-            backup,
+            (backup.size_bytes, OwnWal::of(backup)),
         );
         let arrived = source.read(backup, &mut intake);
         *repository_failed = intake.repository_failed;

@@ -9,7 +9,7 @@ use barmanfs_store::{Attributes, DirectoryRef, FileMap, TreeReader};
 
 use super::composed::Composed;
 use super::own_wal::OwnWal;
-use super::{ForeignBackup, Identity, manifest};
+use super::{Identity, manifest};
 use crate::backup::compose::Incompatible;
 use crate::backup::files::{BackupFiles, MANIFEST, file_map};
 use crate::error::Error;
@@ -65,11 +65,11 @@ pub(super) struct Other {
 }
 
 impl<'a> Intake<'a> {
-    pub(super) fn new(
+    pub(crate) fn new(
         files: BackupFiles<'a>,
         (repository, server): (&'a Repository, &'a ServerName),
         (progress, signals): (&'a Progress, &'a Interruption),
-        backup: &ForeignBackup,
+        (total_bytes, wal): (Option<u64>, OwnWal),
     ) -> Self {
         Self {
             files,
@@ -79,8 +79,8 @@ impl<'a> Intake<'a> {
             signals,
             read_bytes: 0,
             shared_bytes: 0,
-            total_bytes: backup.size_bytes,
-            wal: OwnWal::of(backup),
+            total_bytes,
+            wal,
             is_passed_over: false,
             other: None,
             composed: Vec::new(),
@@ -89,8 +89,13 @@ impl<'a> Intake<'a> {
         }
     }
 
+    /// Bytes that were read.
+    pub(crate) fn read_bytes(&self) -> u64 {
+        self.read_bytes
+    }
+
     /// The mode of a data directory before its source says another one.
-    pub(super) const fn root_mode() -> u32 {
+    pub(crate) const fn root_mode() -> u32 {
         ROOT_MODE
     }
 

@@ -4,8 +4,8 @@
 
 use std::ops::RangeInclusive;
 
-use barmanfs_pg::Lsn;
 use barmanfs_pg::wal_name::{SegmentName, WalName};
+use barmanfs_pg::{Lsn, SegmentSize, TimelineId};
 
 use super::ForeignBackup;
 use crate::backup::files::WAL_DIRECTORY;
@@ -18,13 +18,19 @@ const DIRECTORIES: [&[u8]; 2] = [STATUS, b"summaries"];
 
 /// The WAL of one backup.
 #[derive(Debug)]
-pub(super) struct OwnWal(RangeInclusive<SegmentName>);
+pub(crate) struct OwnWal(RangeInclusive<SegmentName>);
 
 impl OwnWal {
     pub(super) fn of(backup: &ForeignBackup) -> Self {
-        let segment = |lsn| SegmentName::from_lsn(backup.timeline, lsn, backup.segment_size);
-        let last = Lsn(backup.stop_lsn.0.saturating_sub(1)).max(backup.start_lsn);
-        Self(segment(backup.start_lsn)..=segment(last))
+        let range = (backup.start_lsn, backup.stop_lsn);
+        Self::between(range, backup.timeline, backup.segment_size)
+    }
+
+    /// That of a backup from a start to an end.
+    pub(crate) fn between((start, stop): (Lsn, Lsn), timeline: TimelineId, size: SegmentSize) -> Self {
+        let segment = |lsn| SegmentName::from_lsn(timeline, lsn, size);
+        let last = Lsn(stop.0.saturating_sub(1)).max(start);
+        Self(segment(start)..=segment(last))
     }
 
     /// Whether a file at this path belongs to the backup; those outside `pg_wal` do.

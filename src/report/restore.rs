@@ -33,7 +33,7 @@ pub(crate) struct RestoreReport<'a> {
     pub(crate) directory: String,
     /// Whether the directory is on another host.
     pub(crate) remote: bool,
-    /// "vacant", "incomplete" or "older": what the directory held.
+    /// "vacant", "incomplete", "older" or "cloned": what the directory held.
     pub(crate) state: &'static str,
     pub(crate) dry_run: bool,
     pub(crate) standby: bool,
@@ -107,6 +107,40 @@ impl<'a> RestoreReport<'a> {
             expected_copy_seconds: None,
             expected_replay_seconds: None,
             tablespaces: tablespaces.collect(),
+            settings: Vec::new(),
+            configuration: None,
+            notes: Vec::new(),
+            catchup: None,
+        }
+    }
+
+    /// Of a snapshot, whose files are there already.
+    pub(crate) fn on_disks(backup: &'a Backup, plan: &'a Plan, directory: &Path, remote: bool) -> Self {
+        Self {
+            server: &backup.server,
+            backup: backup.id,
+            target: Some(&plan.spec),
+            directory: directory.display().to_string(),
+            remote,
+            state: "cloned",
+            dry_run: false,
+            standby: false,
+            get_wal: true,
+            timeline: Some(plan.timeline),
+            time: plan.time,
+            segments: Some(plan.segments),
+            wal_bytes: Some(plan.wal_bytes),
+            first_segment: Some(plan.first_segment),
+            last_segment: Some(plan.last_segment),
+            files: 0,
+            bytes: 0,
+            disk_bytes: 0,
+            written_bytes: 0,
+            removed: Vec::new(),
+            elapsed_seconds: 0.0,
+            expected_copy_seconds: None,
+            expected_replay_seconds: None,
+            tablespaces: Vec::new(),
             settings: Vec::new(),
             configuration: None,
             notes: Vec::new(),

@@ -39,7 +39,7 @@ impl Surroundings {
     pub(crate) fn of(repository: &Repository, backup: &Backup) -> Result<Self, Error> {
         let all = repository.backups(&backup.server)?;
         let beside = |other: &&Backup| {
-            other.is_complete() && other.is_of_server() && other.archive() == backup.archive()
+            other.has_ended_well() && other.is_of_server() && other.archive() == backup.archive()
         };
         let next = all.iter().filter(beside).find(|other| other.id > backup.id);
         let previous = all.iter().filter(beside).rfind(|other| other.id < backup.id);

@@ -38,7 +38,7 @@ use crate::signals::Interruption;
 use configuration::RemoteConfiguration;
 use host::Facts;
 pub(crate) use shell::RemoteShell;
-use shell::word;
+pub(in crate::restore) use shell::word;
 pub(crate) use stream::describe;
 use tree::TreeSender;
 

@@ -23,6 +23,7 @@ pub(crate) mod random;
 pub(crate) mod recorder;
 pub(crate) mod registry;
 pub(crate) mod site;
+pub(crate) mod snapshots;
 pub(crate) mod ssh;
 pub(crate) mod sshd;
 pub(crate) mod standby;

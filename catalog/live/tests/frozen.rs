@@ -21,8 +21,8 @@ use std::path::{Path, PathBuf};
 use barmanfs_catalog::retention::RetentionRules;
 use barmanfs_catalog::{
     Backup, BackupEnd, BackupRun, BackupStatus, BootCheck, BootOutcome, BootTest, CloneDescription,
-    ConfigurationFiles, KeepTarget, NewBackup, Repository, ServerName, Silent, SweepOptions, Tablespace,
-    VerifyScope,
+    ConfigurationFiles, KeepTarget, NewBackup, Repository, ServerName, Silent, SnapshotDisk, StorageSnapshot,
+    SweepOptions, Tablespace, VerifyScope,
 };
 use barmanfs_live::{Initial, Kind, LiveClone, NewNode, NodeId, RenameMode};
 use barmanfs_pg::wal_name::WalName;
@@ -31,7 +31,7 @@ use barmanfs_store::{Attributes, DirectoryRef, Node};
 use support::{Fixture, SEGMENT, Thing, WINDOW, attributes, clone_of, data_directory, noise, segment};
 
 /// The name of the next fixture.
-const NEXT: &str = "3";
+const NEXT: &str = "4";
 
 /// A file that is changed.
 const TABLE: &str = "base/5/1259";
@@ -152,6 +152,11 @@ fn describe_backup(lines: &mut String, repository: &Repository, backup: &Backup)
     }
     if let Some(root) = &backup.root {
         describe_tree(lines, repository, "", &root.directory);
+    }
+    if let Some(snapshot) = &backup.snapshot {
+        let mounts: Vec<&String> = snapshot.disks.iter().map(|disk| &disk.mount_point).collect();
+        let (name, label) = (&snapshot.name, &snapshot.backup_label);
+        writeln!(lines, " snapshot {name:?} {mounts:?} {label:?}").unwrap();
     }
     if let Some(files) = repository.configuration_files(backup).unwrap() {
         let named: Vec<&String> = files.named_by_settings().collect();
@@ -290,6 +295,7 @@ fn fill(fixture: &Fixture) {
     let second = fixture.backup(&changed);
     increment(fixture, &second);
     configured(fixture);
+    in_the_storage(fixture);
     failed(fixture);
     let clone = make_clone(fixture, &second);
     commit(fixture, &clone);
@@ -438,6 +444,26 @@ fn configured(fixture: &Fixture) {
 
 fn failed(fixture: &Fixture) {
     begin(fixture, "failed").fail("the connection was lost");
+}
+
+/// A backup whose files are elsewhere.
+fn in_the_storage(fixture: &Fixture) {
+    let disk = |mount_point: &str| SnapshotDisk {
+        disk: Some("disk1".to_owned()),
+        snapshot: "disk1-20261130".to_owned(),
+        mount_point: mount_point.to_owned(),
+        mount_options: "rw,noatime".to_owned(),
+    };
+    let snapshot = StorageSnapshot {
+        name: "barmanfs-main-20261130".to_owned(),
+        disks: vec![disk("/srv/main"), disk("/srv/fast")],
+        data_directory: Some("/srv/main/data".to_owned()),
+        backup_label: "START WAL LOCATION: 0/400028 (file 000000010000000000000004)\n".to_owned(),
+        tablespace_map: "16400 /srv/fast/space\n".to_owned(),
+    };
+    begin(fixture, "a snapshot")
+        .finish_snapshot(end(4), snapshot)
+        .unwrap();
 }
 
 /// An incremental backup, made of blocks and the backup before; its WAL is there too.

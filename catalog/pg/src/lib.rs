@@ -26,6 +26,7 @@ pub mod backup_manifest;
 pub mod conf;
 pub mod history;
 pub mod incremental;
+pub mod page;
 pub mod pg_control;
 pub mod relation_name;
 pub mod tablespace_map;

@@ -20,6 +20,7 @@ mod reliability;
 mod run;
 pub(crate) mod running;
 mod selector;
+mod snapshot;
 
 pub use annotations::{Annotation, Annotations};
 pub use boot_test::{BootCheck, BootOutcome, BootTest, BootTestLock};
@@ -29,6 +30,7 @@ pub use imported::{Import, Imported};
 pub use reliability::Reliability;
 pub use run::{BackupEnd, BackupRun, NewBackup};
 pub use selector::BackupSelector;
+pub use snapshot::{SnapshotDisk, StorageSnapshot};
 
 /// The status of a backup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -62,7 +64,7 @@ impl std::fmt::Display for BackupStatus {
     }
 }
 
-/// How a backup's bytes arrived. Every backup is complete, whatever its kind.
+/// How a backup's bytes arrived. Every backup is complete, whatever its kind; one of them is elsewhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BackupKind {
@@ -73,6 +75,8 @@ pub enum BackupKind {
     /// It was made from a clone that is based on [`Backup::parent`]. It has left the server's history: it is started as
     /// it is, with the WAL in its own `pg_wal`, and the server's WAL is never replayed on it.
     Clone,
+    /// Nothing was read: its files are a snapshot of the server's disks in the site's storage, [`Backup::snapshot`].
+    Snapshot,
 }
 
 /// The clone a backup was made from.
@@ -186,9 +190,12 @@ pub struct Backup {
     /// Why it failed.
     #[serde(default)]
     pub error: Option<String>,
-    /// Its files; none until it is complete.
+    /// Its files; none until it is complete, and none for a snapshot.
     #[serde(default)]
     pub root: Option<BackupRoot>,
+    /// Where its files are, if they are not here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<StorageSnapshot>,
     /// The record it comes from; none while it runs or when it was killed.
     #[serde(skip)]
     pub(crate) record: Option<RecordId>,
@@ -201,6 +208,21 @@ impl Backup {
     /// Whether all its files are stored, whatever the state of its WAL: it can be shown and read.
     pub fn is_complete(&self) -> bool {
         self.root.is_some() && matches!(self.status, BackupStatus::Done | BackupStatus::WaitingForWals)
+    }
+
+    /// Whether it has ended well, with its files here or in the storage.
+    pub fn has_ended_well(&self) -> bool {
+        (self.root.is_some() || self.is_snapshot())
+            && matches!(self.status, BackupStatus::Done | BackupStatus::WaitingForWals)
+    }
+
+    /// Why nothing of it can be read here, if it has ended well all the same.
+    pub fn files_elsewhere(&self) -> Option<String> {
+        let snapshot = self.snapshot.as_ref().filter(|_| self.is_snapshot())?;
+        Some(format!(
+            "The files of backup {} are in the storage, as snapshot {}",
+            self.id, snapshot.name
+        ))
     }
 
     /// Whether it was taken from the server itself, not from a clone. Only on such a backup WAL is replayed.

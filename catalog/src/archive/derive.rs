@@ -25,7 +25,7 @@ pub(crate) fn derive(db: &Connection, seq: i64, record: &Record) -> Result<()> {
     }
     let (id, payload) = (record.id, record.payload.as_slice());
     match kind {
-        Kind::Backup => derive_backup(db, seq, id, &parse(id, payload)?),
+        Kind::Backup | Kind::Snapshot => derive_backup(db, seq, id, &parse(id, payload)?),
         Kind::Wal => derive_wal(db, seq, id, &parse(id, payload)?),
         Kind::Deletion => annul(db, seq, &parse(id, payload)?),
         Kind::Keep => keep::derive(db, seq, &parse(id, payload)?),
@@ -44,7 +44,7 @@ pub(crate) fn can_be_read(record: &Record) -> Result<()> {
     let (id, payload) = (record.id, record.payload.as_slice());
     match Kind::of(record.kind) {
         None => Ok(()),
-        Some(Kind::Backup) => parse::<Backup>(id, payload).map(drop),
+        Some(Kind::Backup | Kind::Snapshot) => parse::<Backup>(id, payload).map(drop),
         Some(Kind::Wal) => parse::<WalFile>(id, payload).map(drop),
         Some(Kind::Deletion) => parse::<Deletion>(id, payload).map(drop),
         Some(Kind::Keep) => parse::<keep::KeepRecord>(id, payload).map(drop),

@@ -59,6 +59,7 @@ pub fn backup(backup: &Backup) -> serde_json::Result<Value> {
     let mut value = serde_json::to_value(backup)?;
     if let Some(fields) = value.as_object_mut() {
         fields.remove("root");
+        fields.entry("snapshot").or_insert(Value::Null);
     }
     Ok(value)
 }

@@ -140,7 +140,8 @@ fn root(
             );
             (!goes).then_some((what, Root::Tree(record.files.directory)))
         }
-        Kind::Deletion
+        Kind::Snapshot
+        | Kind::Deletion
         | Kind::Keep
         | Kind::Server
         | Kind::BootTest

@@ -48,6 +48,8 @@ pub(crate) enum Kind {
     WalRemoval = 10,
     /// Configuration files of a backup, from outside the data directory.
     Configuration = 11,
+    /// A backup whose files are a snapshot in the site's storage.
+    Snapshot = 12,
 }
 
 impl Kind {
@@ -65,6 +67,7 @@ impl Kind {
             9 => Self::History,
             10 => Self::WalRemoval,
             11 => Self::Configuration,
+            12 => Self::Snapshot,
             _ => return None,
         })
     }

@@ -6,7 +6,7 @@
 //! tables from its records; if it changes more, the catalog is rebuilt from the packs.
 
 /// Number of this layout, kept in SQLite's `user_version`.
-pub(crate) const LAYOUT: i64 = 9;
+pub(crate) const LAYOUT: i64 = 10;
 
 /// The oldest layout with the same tables of packs, chunks and records.
 pub(crate) const OLDEST_LAYOUT: i64 = 1;
@@ -356,7 +356,7 @@ mod tests {
             .collect();
         assert_eq!(
             (LAYOUT, crc32c::crc32c(tables.as_bytes())),
-            (9, 3_448_524_204),
+            (10, 3_448_524_204),
             "The tables have changed: raise LAYOUT, and put the new pair here"
         );
     }

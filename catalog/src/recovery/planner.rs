@@ -268,7 +268,10 @@ impl Planner<'_> {
     /// The backups that can be started from, or the requested one.
     fn starts(&self) -> PlanResult<Vec<Start>> {
         let mut backups = self.repository.backups(self.server)?;
-        backups.retain(|known| self.spec.backup == Some(known.id) || known.archive() == self.archive);
+        // A snapshot is used where somebody names it: its disks must be there first.
+        backups.retain(|known| {
+            self.spec.backup == Some(known.id) || known.archive() == self.archive && !known.is_snapshot()
+        });
         if let Some(backup) = self.spec.backup {
             backups.retain(|known| known.id == backup);
             let why = match backups.first() {

@@ -388,6 +388,7 @@ fn complete(server: &ServerName, backup: &ModelBackup) -> Backup {
         kind: BackupKind::Full,
         cloned_from: None,
         imported: None,
+        snapshot: None,
         annotations: BTreeMap::new(),
         parent: None,
         timezone: Some("Europe/Paris".to_owned()),

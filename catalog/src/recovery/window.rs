@@ -100,7 +100,7 @@ impl Repository {
 
 /// The end of the first of these backups that is DONE.
 pub(super) fn earliest<'a>(backups: impl Iterator<Item = &'a Backup>) -> Option<Reach> {
-    let done = backups.filter(|backup| backup.status == BackupStatus::Done);
+    let done = backups.filter(|backup| backup.status == BackupStatus::Done && !backup.is_snapshot());
     let first = done.min_by_key(|backup| backup.id)?;
     Some(Reach {
         backup: first.id,

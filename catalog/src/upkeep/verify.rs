@@ -89,6 +89,8 @@ pub struct Damage {
 pub struct VerifyReport {
     /// Backups that were checked.
     pub backups: u64,
+    /// Backups whose files are a snapshot in the site's storage: nothing of them can be checked.
+    pub snapshots: u64,
     /// Clones whose base was checked.
     pub clones: u64,
     /// Archived and quarantined files that were checked.
@@ -332,6 +334,7 @@ impl Verification<'_> {
         let repository = self.repository;
         for backup in &subject.backups {
             if backup.root.is_none() {
+                self.report.snapshots += u64::from(backup.is_snapshot());
                 continue;
             }
             let Some(_guard) = repository.verifying(backup)? else {

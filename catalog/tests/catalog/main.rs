@@ -20,6 +20,7 @@ mod mending;
 mod rebuild;
 mod retention;
 mod scale;
+mod snapshots;
 mod spool;
 mod sweep;
 mod verify;

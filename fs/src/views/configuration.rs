@@ -4,10 +4,12 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use barmanfs_catalog::{Action, Backup, Target};
+use barmanfs_catalog::{Action, Backup, Plan, Target};
 use barmanfs_pg::conf::{ConfLine, quoted};
+use barmanfs_pg::pg_control::RequiredSettings;
 
 use super::confinement::{self, Override, TAKEN_OUT};
+use super::context::CopyOptions;
 use super::copy_recovery::Recovery;
 
 mod files;
@@ -72,6 +74,20 @@ fn append_block(
         END.to_owned(),
     ];
     text.extend_from_slice(block.concat().as_bytes());
+}
+
+/// Gives the `postgresql.auto.conf` of a data directory that no tree has the settings of a copy that recovers by `plan`. A
+/// block that an earlier restore has appended goes.
+pub fn append_recovery(
+    text: &mut Vec<u8>,
+    (plan, action): (Plan, Action),
+    copy: &CopyOptions,
+    ran_with: RequiredSettings,
+) {
+    without_block(text);
+    let backup = plan.backup.clone();
+    let recovery = Recovery::of_disks(plan, action, copy, ran_with);
+    append_block(text, &backup, Some(&recovery), &[], (Path::new(""), None));
 }
 
 /// The names of the settings in a text.

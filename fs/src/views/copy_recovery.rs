@@ -8,7 +8,7 @@ use barmanfs_pg::conf::quoted;
 use barmanfs_pg::pg_control::{ControlFile, RequiredSettings};
 use barmanfs_store::Node;
 
-use super::context::{Context, StandbyOptions};
+use super::context::{Context, CopyOptions, StandbyOptions};
 use super::generated;
 use super::restore::{self, Reading};
 use crate::entry::Body;
@@ -53,6 +53,23 @@ impl Recovery {
             plan,
             restore_command,
         })
+    }
+
+    /// The recovery of a copy whose files no tree has: they are on disks of their own. `ran_with` is what its server ran with.
+    pub(super) fn of_disks(
+        plan: Plan,
+        action: Action,
+        copy: &CopyOptions,
+        ran_with: RequiredSettings,
+    ) -> Self {
+        Self {
+            required: plan.required.map(|on_the_way| on_the_way.max(ran_with)),
+            reads_the_mount: false,
+            standby: copy.standby.clone(),
+            action: plan.spec.action.unwrap_or(action),
+            restore_command: Some(copy.restore_command.clone()),
+            plan,
+        }
     }
 
     /// A number that differs for every different copy: the directory under the name changes with it.

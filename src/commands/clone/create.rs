@@ -60,6 +60,9 @@ impl Of {
                 let found = repository.backup(server, &BackupSelector::Id(*id));
                 match found.map_err(|error| Error::from(error).hint(hint.clone()))? {
                     backup if backup.is_complete() => Ok(()),
+                    backup if backup.is_snapshot() => {
+                        Err(Error::failed(backup.files_elsewhere().unwrap_or_default()))
+                    }
                     _ => Err(
                         Error::failed(format!("Backup {id} of server {server} is not complete")).hint(hint),
                     ),

@@ -197,7 +197,9 @@ fn apply_policies(repository: &Repository, server: &ServerConfig) -> Result<Stri
 /// The newest backup of a server that is complete with its WAL.
 pub(super) fn newest_done(repository: &Repository, server: &ServerName) -> Result<Backup, Error> {
     let backups = repository.newest_backups(server, BACKUPS_LOOKED_AT)?;
-    let is_done = |backup: &Backup| backup.status == BackupStatus::Done && backup.is_of_current_history();
+    let is_done = |backup: &Backup| {
+        backup.status == BackupStatus::Done && backup.is_of_current_history() && backup.is_complete()
+    };
     let newest = backups.into_iter().rfind(is_done);
     newest.ok_or_else(|| Error::failed(format!("Server {server} has no backup that is DONE")))
 }

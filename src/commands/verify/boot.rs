@@ -56,6 +56,11 @@ fn request(app: &App, repository: &Repository, args: &VerifyArgs) -> Result<Requ
     };
     let server = app.known_server(repository, &args.server)?;
     let backup = app.backup(repository, &server, name)?;
+    if let Some(why) = backup.files_elsewhere() {
+        return Err(Error::failed(format!(
+            "{why}: it can be started where its disks are"
+        )));
+    }
     if backup.status != BackupStatus::Done {
         return Err(Error::failed(format!(
             "Backup {} of {server} is {}: only one that is DONE can be started",

@@ -39,6 +39,7 @@ impl ServerConfig {
         values.extend(self.effective_transfer());
         values.extend(self.effective_upkeep());
         values.extend(self.effective_hooks());
+        values.extend(self.effective_snapshots());
         for value in values.iter_mut().filter_map(|(_, value)| value.as_mut()) {
             if let Value::Text(text) = value {
                 *text = self.secrets.hide(std::mem::take(text));
@@ -104,7 +105,14 @@ impl ServerConfig {
             ),
             ("slot_name", shown_text(self.slot_name.as_ref())),
             ("create_slot", text(create_slot)),
-            ("backup_method", text("postgres")),
+            (
+                "backup_method",
+                text(if self.snapshots.is_method {
+                    "snapshot"
+                } else {
+                    "postgres"
+                }),
+            ),
             ("backup_options", text(backup_options)),
             ("incremental", text(incremental)),
             ("immediate_checkpoint", switch(self.immediate_checkpoint)),
@@ -141,6 +149,46 @@ impl ServerConfig {
             number(hooks.timeout.map(|timeout| timeout.as_secs())),
         ));
         values.push(command("notify_command", hooks.notify_command.as_ref()));
+        values
+    }
+
+    /// These, too.
+    fn effective_snapshots(&self) -> Vec<Effective> {
+        let of = &self.snapshots;
+        let commands = [
+            ("snapshot_command", &of.take),
+            ("snapshot_delete_command", &of.delete),
+            ("snapshot_list_command", &of.list),
+            ("snapshot_mount_command", &of.mount),
+            ("snapshot_umount_command", &of.umount),
+        ];
+        let hidden = |(key, value): (&'static str, &Option<String>)| {
+            let value = value.as_ref();
+            (
+                key,
+                value.map(|value| Value::Text(shown(key, value, &self.secrets))),
+            )
+        };
+        let mut values: Vec<Effective> = commands.into_iter().map(hidden).collect();
+        values.extend([
+            ("snapshot_disks", shown_text(of.disks.as_ref())),
+            (
+                "snapshot_directory",
+                shown_text(of.directory.as_ref().map(|path| path.display())),
+            ),
+            ("snapshot_tablespaces", {
+                let places: Vec<String> = of
+                    .tablespaces
+                    .iter()
+                    .map(|place| format!("{}:{}", place.which, place.place.display()))
+                    .collect();
+                text(places.join(", ")).filter(|_| !places.is_empty())
+            }),
+            (
+                "snapshot_timeout",
+                number(Some(of.timeout.unwrap_or_default().as_secs())),
+            ),
+        ]);
         values
     }
 

@@ -3,6 +3,7 @@
 use barmanfs_catalog::retention::InvalidPolicy;
 
 use super::{Archiver, CreateSlot, Incremental, ServerConfig};
+use crate::config::Snapshots;
 use crate::config::keys::HOOKS;
 use crate::config::limits::{age, redundancy, si_size, unless_zero};
 use crate::config::setting::{Effect, Wrong};
@@ -33,7 +34,7 @@ fn store_mapped<T>(place: &mut T, value: Result<(T, Option<String>), String>) ->
 /// Keys of one kind. `None` means that the key is of another one.
 type Group = fn(&mut ServerConfig, &str, &str) -> Option<Outcome>;
 
-const GROUPS: [Group; 8] = [
+const GROUPS: [Group; 9] = [
     ServerConfig::set_identity,
     ServerConfig::set_wal,
     ServerConfig::set_backups,
@@ -42,6 +43,7 @@ const GROUPS: [Group; 8] = [
     ServerConfig::set_upkeep,
     ServerConfig::set_recovery,
     ServerConfig::set_hooks,
+    ServerConfig::set_snapshots,
 ];
 
 impl ServerConfig {
@@ -106,7 +108,7 @@ impl ServerConfig {
 
     fn set_backups(&mut self, key: &str, value: &str) -> Option<Outcome> {
         Some(match key {
-            "backup_method" => backup_method(value),
+            "backup_method" => store_mapped(&mut self.snapshots.is_method, backup_method(value)),
             "backup_options" => self.set_backup_options(value),
             "incremental" => store(&mut self.incremental, incremental(value)),
             "reuse_backup" => self.set_reuse_backup(value),
@@ -210,6 +212,19 @@ impl ServerConfig {
         })
     }
 
+    fn set_snapshots(&mut self, key: &str, value: &str) -> Option<Outcome> {
+        if let Some(command) = self.snapshots.command_mut(key) {
+            return Some(store_some(command, Ok(value.to_owned())));
+        }
+        Some(match key {
+            "snapshot_disks" => store_some(&mut self.snapshots.disks, Ok(value.to_owned())),
+            "snapshot_directory" => store_some(&mut self.snapshots.directory, absolute(value)),
+            "snapshot_tablespaces" => store(&mut self.snapshots.tablespaces, Snapshots::places(value)),
+            "snapshot_timeout" => store(&mut self.snapshots.timeout, seconds(value).map(unless_zero)),
+            _ => return None,
+        })
+    }
+
     /// Barman's way to say that backups share files. Here they always share what is equal.
     fn set_reuse_backup(&mut self, value: &str) -> Outcome {
         match value.to_lowercase().as_str() {
@@ -281,17 +296,22 @@ fn incremental(value: &str) -> Result<Incremental, String> {
         .map_err(|_| format!("is '{value}': allowed are auto, always and never"))
 }
 
-/// Backups come over the replication protocol, whatever a site used before.
-fn backup_method(value: &str) -> Outcome {
+/// Whether backups are snapshots. All others come over the replication protocol, whatever a site used before.
+fn backup_method(value: &str) -> Result<(bool, Option<String>), String> {
     match value.to_lowercase().as_str() {
-        "postgres" => Ok(Effect::Obeyed),
-        "rsync" | "local-rsync" => Ok(Effect::Mapped(
-            "is 'postgres' here: the server needs a replication connection, see 'barmanfs check'".to_owned(),
+        "postgres" => Ok((false, None)),
+        "snapshot" => Ok((true, None)),
+        "rsync" | "local-rsync" => Ok((
+            false,
+            Some(
+                "is 'postgres' here: the server needs a replication connection, see 'barmanfs check'"
+                    .to_owned(),
+            ),
         )),
-        "snapshot" | "local-to-cloud" => {
-            Err(format!("is '{value}', which is not supported: allowed is postgres").into())
-        }
-        _ => Err(format!("is '{value}': allowed is postgres").into()),
+        "local-to-cloud" => Err(format!(
+            "is '{value}', which is not supported: allowed are postgres and snapshot"
+        )),
+        _ => Err(format!("is '{value}': allowed are postgres and snapshot")),
     }
 }
 

@@ -159,7 +159,12 @@ impl RemoteShell {
     }
 
     /// Runs a script to its end, with this input. Returns what it prints.
-    pub(super) fn run(&self, doing: &'static str, script: &str, input: &[u8]) -> Result<Vec<u8>, Error> {
+    pub(in crate::restore) fn run(
+        &self,
+        doing: &'static str,
+        script: &str,
+        input: &[u8],
+    ) -> Result<Vec<u8>, Error> {
         let mut session = self.start(doing, script)?;
         // A script that has ended early says why.
         let written = session.write_all(input).and_then(|()| session.flush());

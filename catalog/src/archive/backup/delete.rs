@@ -208,10 +208,10 @@ impl Repository {
     fn records_of(&self, backup: &Backup) -> Result<Vec<RecordId>> {
         self.db.read(|db| {
             let mut query = db.prepare_cached(
-                "SELECT id, payload FROM records WHERE kind = ?1 AND kind <> 2
+                "SELECT id, payload FROM records WHERE kind IN (?1, ?2) AND kind <> 2
                  AND id NOT IN (SELECT annulled FROM deletions)",
             )?;
-            let mut rows = query.query([Kind::Backup])?;
+            let mut rows = query.query([Kind::Backup, Kind::Snapshot])?;
             let mut found = Vec::new();
             while let Some(row) = rows.next()? {
                 let (id, payload) = records::id_and_payload(row)?;

@@ -86,7 +86,7 @@ impl Repository {
 
     fn find_backup(&self, server: &ServerName, selector: &BackupSelector) -> Result<Option<Backup>> {
         let backups = self.backups(server)?;
-        let complete = |backup: &Backup| backup.is_complete() && backup.is_of_current_history();
+        let complete = |backup: &Backup| backup.has_ended_well() && backup.is_of_current_history();
         let failed = |backup: &Backup| backup.status == BackupStatus::Failed && backup.is_of_server();
         Ok(match selector {
             BackupSelector::Id(id) => backups.into_iter().find(|backup| backup.id == *id),

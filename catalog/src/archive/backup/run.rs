@@ -19,7 +19,7 @@ use barmanfs_store::{
 
 use crate::archive::backup::{
     Annotations, Backup, BackupKind, BackupRoot, BackupSelector, BackupStatus, ClonedFrom,
-    ConfigurationFiles, Import, Imported, Tablespace, configuration, list, running,
+    ConfigurationFiles, Import, Imported, StorageSnapshot, Tablespace, configuration, list, running,
 };
 use crate::archive::clones::CloneDescription;
 use crate::error::{Error, Result};
@@ -207,6 +207,7 @@ fn started(server: &ServerName, new: NewBackup) -> Backup {
         parent: None,
         cloned_from: None,
         imported: None,
+        snapshot: None,
         label: new.label,
         annotations: Annotations::new(),
         begin_time,
@@ -299,12 +300,21 @@ impl BackupRun {
     }
 
     fn latest_root(&self) -> Result<Option<DirectoryRef>> {
-        match self
-            .writer
-            .repository()
-            .backup(&self.backup.server, &BackupSelector::Latest)
-        {
-            Ok(latest) => Ok(latest.root.map(|root| root.directory)),
+        let latest = self.latest()?;
+        Ok(latest.and_then(|latest| latest.root).map(|root| root.directory))
+    }
+
+    /// The latest backup whose files are here.
+    fn latest(&self) -> Result<Option<Backup>> {
+        let repository = self.writer.repository();
+        let server = &self.backup.server;
+        match repository.backup(server, &BackupSelector::Latest) {
+            Ok(latest) if latest.is_snapshot() => {
+                let mut backups = repository.backups(server)?;
+                backups.retain(|backup| backup.is_complete() && backup.is_of_current_history());
+                Ok(backups.pop())
+            }
+            Ok(latest) => Ok(Some(latest)),
             Err(Error::NoSuchBackup { .. }) => Ok(None),
             Err(error) => Err(error),
         }
@@ -404,10 +414,9 @@ impl BackupRun {
     /// When the configuration files of the previous backup cannot be looked up.
     pub fn configuration_tree(&self) -> Result<TreeWriter> {
         let repository = self.writer.repository();
-        let latest = match repository.backup(&self.backup.server, &BackupSelector::Latest) {
-            Ok(latest) => repository.configuration_files(&latest)?,
-            Err(Error::NoSuchBackup { .. }) => None,
-            Err(error) => return Err(error),
+        let latest = match self.latest()? {
+            Some(latest) => repository.configuration_files(&latest)?,
+            None => None,
         };
         let previous = latest.map(|files| (repository.trees(), files.directory));
         Ok(TreeWriter::begin(
@@ -467,12 +476,35 @@ impl BackupRun {
         self.record_failure(reason);
     }
 
-    fn complete(&mut self, end: BackupEnd) -> Result<()> {
-        let totals = self
-            .ended
-            .take()
-            .ok_or_else(|| Error::Invalid("The backup's files are not complete".to_owned()))?;
+    /// Ends a backup whose files stay in the storage, and returns it as [`finish`](Self::finish) does. Its tree is dropped.
+    ///
+    /// # Errors
+    /// As [`finish`](Self::finish).
+    pub fn finish_snapshot(mut self, end: BackupEnd, snapshot: StorageSnapshot) -> Result<Backup> {
+        self.tree = None;
         let backup = Backup {
+            kind: BackupKind::Snapshot,
+            snapshot: Some(snapshot),
+            ..self.ended_with(end)
+        };
+        let written = records::record(Kind::Snapshot, &backup)
+            .and_then(|record| Ok(self.depositor.flush(vec![record]).map(drop)?));
+        match written {
+            Ok(()) => {
+                self.forget_state()?;
+                let selector = BackupSelector::Id(self.backup.id);
+                self.writer.repository().backup(&self.backup.server, &selector)
+            }
+            Err(error) => {
+                self.record_failure(&error.to_string());
+                Err(error)
+            }
+        }
+    }
+
+    /// The backup with what is known at its end, without files.
+    fn ended_with(&self, end: BackupEnd) -> Backup {
+        Backup {
             // Derived each time the record is read.
             status: BackupStatus::Done,
             end_time: self.backup.end_time.or_else(|| Some(now())),
@@ -484,6 +516,16 @@ impl BackupRun {
             sent_bytes: end.sent_bytes,
             checksum_failures: end.checksum_failures,
             from_standby: end.from_standby,
+            ..self.backup.clone()
+        }
+    }
+
+    fn complete(&mut self, end: BackupEnd) -> Result<()> {
+        let totals = self
+            .ended
+            .take()
+            .ok_or_else(|| Error::Invalid("The backup's files are not complete".to_owned()))?;
+        let backup = Backup {
             logical_bytes: totals.logical_bytes,
             files: totals.files,
             new_stored_bytes: self.new_stored_bytes(),
@@ -491,7 +533,7 @@ impl BackupRun {
                 directory: totals.root,
                 attributes: totals.root_attributes,
             }),
-            ..self.backup.clone()
+            ..self.ended_with(end)
         };
         let mut records = vec![records::record(Kind::Backup, &backup)?];
         if let (Some(files), Some(of)) = (self.configuration.take(), records.first().map(|record| record.id))

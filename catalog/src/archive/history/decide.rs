@@ -191,7 +191,7 @@ impl Writer {
     ) -> Result<Vec<BackupId>> {
         let mut backups = self.repository().backups(server)?;
         backups.retain(|backup| {
-            backup.is_complete()
+            backup.has_ended_well()
                 && backup.is_of_server()
                 && backup.archive() == server
                 && backup.status != BackupStatus::Failed

@@ -133,9 +133,15 @@ pub(super) fn live_records(repository: &Repository, pack: &PackRow) -> Result<Ve
                     !records::is_annulled(db, of.of)?
                 }
                 // They mean something until they are annulled.
-                Some(Kind::Backup | Kind::Keep | Kind::Server | Kind::BootTest | Kind::History) | None => {
-                    true
-                }
+                Some(
+                    Kind::Backup
+                    | Kind::Snapshot
+                    | Kind::Keep
+                    | Kind::Server
+                    | Kind::BootTest
+                    | Kind::History,
+                )
+                | None => true,
             };
             if is_live {
                 live.push(record);

@@ -77,7 +77,7 @@ impl Repository {
 /// Whether a record would be deleted.
 fn goes(db: &Connection, without: &Without, record: &Record) -> Result<bool> {
     match Kind::of(record.kind) {
-        Some(Kind::Backup) => {
+        Some(Kind::Backup | Kind::Snapshot) => {
             let backup: Backup = records::parse(record.id, &record.payload)?;
             Ok(without.has_backup(&backup.server, backup.id))
         }

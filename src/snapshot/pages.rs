@@ -1,0 +1,186 @@
+//! Looks at the pages of relations while they are read.
+//!
+//! A page that was changed after `pg_backup_stop` proves that the snapshot was taken too late. A page that was last changed
+//! before `pg_backup_start` must have the right checksum, as a server verifies it when it sends a backup; one that was changed
+//! since may be torn, and is replaced when WAL is replayed.
+
+use std::io::{self, Read};
+
+use barmanfs_pg::Lsn;
+use barmanfs_pg::page::{PAGE_BYTES, PageHeader, checksum};
+use barmanfs_pg::relation_name::RelationFile;
+
+/// Pages of one file of a relation.
+const SEGMENT_PAGES: u32 = 131_072;
+
+/// The most places that are named.
+const NAMED_MAX: usize = 100;
+
+/// What must hold for pages.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rules {
+    pub(super) start: Lsn,
+    pub(super) stop: Lsn,
+    pub(super) has_checksums: bool,
+}
+
+/// What was found.
+#[derive(Debug, Default)]
+pub(super) struct Findings {
+    /// Places with wrong checksums, in words.
+    pub(super) wrong: Vec<String>,
+    /// How many there are.
+    pub(super) wrong_count: u64,
+    /// Pages whose checksums were right.
+    pub(super) right_count: u64,
+    /// The first page that is newer than the end of the backup, in words.
+    pub(super) newer: Option<String>,
+}
+
+/// Passes the bytes of a file on, and looks at its pages.
+pub(super) struct Pages<'a, R> {
+    source: R,
+    name: String,
+    rules: Rules,
+    findings: &'a mut Findings,
+    page: Box<[u8; PAGE_BYTES]>,
+    filled: usize,
+    block: u32,
+}
+
+impl<'a, R: Read> Pages<'a, R> {
+    pub(super) fn new(
+        source: R,
+        (name, file): (String, &RelationFile),
+        rules: Rules,
+        findings: &'a mut Findings,
+    ) -> Self {
+        Self {
+            source,
+            name,
+            block: file.segment.saturating_mul(SEGMENT_PAGES),
+            rules,
+            findings,
+            page: Box::new([0; PAGE_BYTES]),
+            filled: 0,
+        }
+    }
+
+    fn take(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let room = self.page.get_mut(self.filled..).unwrap_or_default();
+            let length = room.len().min(bytes.len());
+            let (now, rest) = bytes.split_at(length);
+            if let Some(room) = room.get_mut(..length) {
+                room.copy_from_slice(now);
+            }
+            self.filled += length;
+            bytes = rest;
+            if self.filled == PAGE_BYTES {
+                self.look();
+                self.filled = 0;
+                self.block = self.block.wrapping_add(1);
+            }
+        }
+    }
+
+    fn look(&mut self) {
+        let header = PageHeader::read(&self.page);
+        let place = || format!("{}, block {}", self.name, self.block);
+        let Some(header) = header else {
+            // A page that was never used is all zero.
+            if self.rules.has_checksums && self.page.iter().any(|byte| *byte != 0) {
+                self.findings
+                    .note(|| format!("{}: it has no header of a page", place()));
+            }
+            return;
+        };
+        if header.lsn > self.rules.stop {
+            let newer = || format!("{} was changed at {}", place(), header.lsn);
+            self.findings.newer.get_or_insert_with(newer);
+        }
+        if !self.rules.has_checksums || header.lsn >= self.rules.start {
+            return;
+        }
+        let expected = checksum(&self.page, self.block);
+        match header.checksum == expected {
+            true => self.findings.right_count += 1,
+            false => self.findings.note(|| {
+                format!(
+                    "{}: calculated {expected:X}, found {:X}",
+                    place(),
+                    header.checksum
+                )
+            }),
+        }
+    }
+}
+
+impl Findings {
+    fn note(&mut self, place: impl FnOnce() -> String) {
+        self.wrong_count += 1;
+        if self.wrong.len() < NAMED_MAX {
+            self.wrong.push(place());
+        }
+    }
+}
+
+impl<R: Read> Read for Pages<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.source.read(buffer)?;
+        self.take(buffer.get(..length).unwrap_or_default());
+        Ok(length)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn page(lsn: u32, block: u32) -> [u8; PAGE_BYTES] {
+        let mut page = [0; PAGE_BYTES];
+        page[4..8].copy_from_slice(&lsn.to_le_bytes());
+        for (at, value) in [(12, 24_u16), (14, 8000), (16, 8192), (18, 0x2004)] {
+            page[at..at + 2].copy_from_slice(&value.to_le_bytes());
+        }
+        let sum = checksum(&page, block);
+        page[8..10].copy_from_slice(&sum.to_le_bytes());
+        page
+    }
+
+    fn looked_at(bytes: &[u8]) -> Findings {
+        let rules = Rules {
+            start: Lsn(1000),
+            stop: Lsn(2000),
+            has_checksums: true,
+        };
+        let file = barmanfs_pg::relation_name::parse(b"base/5/16384.1").unwrap();
+        let mut findings = Findings::default();
+        let named = ("base/5/16384.1".to_owned(), &file);
+        // Pieces of every length: a page may come in several reads.
+        let mut pages = Pages::new(bytes, named, rules, &mut findings);
+        let mut buffer = [0; 1000];
+        while pages.read(&mut buffer).unwrap() > 0 {}
+        findings
+    }
+
+    #[test]
+    fn pages_are_judged_by_where_they_were_changed() {
+        let mut damaged = page(999, SEGMENT_PAGES + 3);
+        damaged[5000] = 1;
+        let mut torn = page(1500, 0);
+        torn[5000] = 1;
+        let mut headless = [0; PAGE_BYTES];
+        headless[7000] = 1;
+        let good = page(999, SEGMENT_PAGES);
+        let all = [good, torn, [0; PAGE_BYTES], damaged, headless].concat();
+        let found = looked_at(&all);
+        assert_eq!((found.right_count, found.wrong_count, found.newer), (1, 2, None));
+        assert!(found.wrong[0].starts_with("base/5/16384.1, block 131075: calculated"));
+        let found = looked_at(&page(2001, SEGMENT_PAGES));
+        assert_eq!(
+            found.newer.as_deref(),
+            Some("base/5/16384.1, block 131072 was changed at 0/7D1")
+        );
+    }
+}
