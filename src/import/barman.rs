@@ -125,10 +125,13 @@ impl Source for BarmanHome {
             }
             Layout::Archives(files) => archives::read(found, files, &self.options.plain, intake),
         };
-        arrived.map_err(|error| match found.place.exists() {
-            true => error,
-            false => error.hint("Its directory is gone: Barman has deleted it meanwhile"),
-        })
+        match (arrived, listing::changed(&self.place(), found)) {
+            (Ok(arrived), None) => Ok(arrived),
+            // What is deleted meanwhile may look whole: a directory that is gone is not missed.
+            (Ok(_), Some(why)) => Err(Error::failed(why)),
+            (Err(error), Some(why)) => Err(error.hint(why)),
+            (Err(error), None) => Err(error),
+        }
     }
 
     fn wal(&mut self, _: &Path) -> Result<Box<dyn Iterator<Item = Result<ForeignWal, LeftOut>> + '_>, Error> {

@@ -8,7 +8,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use barmanfs_store::{Attributes, open_regular};
+use barmanfs_store::{Attributes, open_unlinked};
 
 use super::Intake;
 use crate::error::Error;
@@ -86,7 +86,7 @@ fn store_entry(
         );
         return Ok(());
     }
-    let mut file = open_regular(place).map_err(|error| cannot_read(place, &error))?;
+    let mut file = open_unlinked(place).map_err(|error| cannot_read(place, &error))?;
     let found = file.metadata().map_err(|error| cannot_read(place, &error))?;
     intake.file(path, attributes(&found), found.len(), &mut file)
 }
@@ -96,7 +96,7 @@ fn store_entry(
 /// # Errors
 /// When it cannot be read, or has more than `bytes_max`.
 pub(crate) fn read_small(place: &Path, bytes_max: u64) -> Result<Option<Vec<u8>>, Error> {
-    let file = match open_regular(place) {
+    let file = match open_unlinked(place) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         file => file.map_err(|error| cannot_read(place, &error))?,
     };

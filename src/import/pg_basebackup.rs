@@ -14,7 +14,7 @@ use barmanfs_pg::backup_manifest::{self, ManifestSummary};
 use barmanfs_pg::pg_control::ControlFile;
 use barmanfs_pg::tablespace_map;
 use barmanfs_pg::{Lsn, ServerVersion, TimestampMicros};
-use barmanfs_store::open_regular;
+use barmanfs_store::open_unlinked;
 
 use super::directory::{self, Choice, cannot_read, read_small};
 use super::{Arrived, ForeignBackup, ForeignWal, Intake, LeftOut, Listing, Manifest, Part, Source};
@@ -105,7 +105,7 @@ impl Source for BaseBackups {
 
 fn open_manifest(place: &Path) -> Result<File, Error> {
     let path = place.join("backup_manifest");
-    open_regular(&path).map_err(|error| {
+    open_unlinked(&path).map_err(|error| {
         cannot_read(&path, &error)
             .hint("Without backup_manifest it is not known where the backup ends, nor whether it is whole")
     })
@@ -199,7 +199,7 @@ fn tablespace(oid: u32, map: &[(u32, Vec<u8>)], now: Option<&Path>) -> Tablespac
 }
 
 fn open_archive(path: &Path) -> Result<Box<dyn Read>, Error> {
-    let file = open_regular(path).map_err(|error| cannot_read(path, &error))?;
+    let file = open_unlinked(path).map_err(|error| cannot_read(path, &error))?;
     compression::decoded(file).map_err(|error| cannot_read(path, &error))
 }
 

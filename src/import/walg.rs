@@ -20,7 +20,7 @@ use barmanfs_catalog::{Annotation, Annotations, BackupId, KeepTarget, Tablespace
 use barmanfs_foreign::walg::{self as format, ArchiveName, ArchiveRole, BackupName, FilesMetadata, Sentinel};
 use barmanfs_pg::TimestampMicros;
 use barmanfs_pg::pg_control::ControlFile;
-use barmanfs_store::open_regular;
+use barmanfs_store::open_unlinked;
 use serde_json::Value;
 
 use super::changed::Base;
@@ -115,7 +115,7 @@ impl WalG {
             }
             place = self.backups_directory().join(name.sentinel());
         }
-        let file = open_regular(&place).map_err(|error| cannot_read(&place, &error))?;
+        let file = open_unlinked(&place).map_err(|error| cannot_read(&place, &error))?;
         FilesMetadata::parse(file.take(FILES_BYTES)).map_err(|error| wrong(&place, &error.to_string()))
     }
 

@@ -7,8 +7,8 @@
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Stdio};
-use std::time::Duration;
+use std::process::{Child, ChildStdin, ChildStdout, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
 
 use barmanfs_pg::wal_name::WalName;
 use rustix::event::PollFlags;
@@ -40,6 +40,12 @@ const NAME_WITHIN: Duration = Duration::from_secs(120);
 
 /// How long the next piece may take. A damaged repository, or one that is being completed, may need some time.
 const PIECE_WITHIN: Duration = Duration::from_secs(60);
+
+/// How long one that does not understand this may take to end.
+const ENDED_WITHIN: Duration = Duration::from_secs(10);
+
+/// How often to look whether it has.
+const LOOKED_AGAIN_AFTER: Duration = Duration::from_millis(10);
 
 /// What a piece is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -244,8 +250,9 @@ impl Feed {
         match feed.from.read_exact(&mut greeting) {
             Ok(()) if greeting == GREETING => Ok(Some(feed)),
             Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => Err(error),
-            _ => match remote::code(feed.ssh.wait()?) {
-                SSH_FAILED => Err(io::ErrorKind::NotConnected.into()),
+            // It has said something else, or nothing. It may live on, and wait for names: dropped, it is ended.
+            _ => match ended_within(&mut feed.ssh, ENDED_WITHIN)?.map(remote::code) {
+                Some(SSH_FAILED) => Err(io::ErrorKind::NotConnected.into()),
                 _ => Ok(None),
             },
         }
@@ -295,6 +302,17 @@ impl Feed {
     }
 }
 
+/// Waits for a process; `None` if it has not ended.
+fn ended_within(child: &mut Child, within: Duration) -> io::Result<Option<ExitStatus>> {
+    let since = Instant::now();
+    loop {
+        match child.try_wait()? {
+            None if since.elapsed() < within => std::thread::sleep(LOOKED_AGAIN_AFTER),
+            status => return Ok(status),
+        }
+    }
+}
+
 impl Drop for Feed {
     fn drop(&mut self) {
         let _ends_soon = self.ssh.kill();
@@ -306,6 +324,15 @@ impl Drop for Feed {
 mod tests {
     use super::*;
     use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn a_process_that_does_not_end_is_not_waited_for() {
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let found = ended_within(&mut child, Duration::from_millis(50)).unwrap();
+        assert_eq!(found, None);
+        child.kill().unwrap();
+        assert!(ended_within(&mut child, ENDED_WITHIN).unwrap().is_some());
+    }
 
     fn answers(asked: &str, content: impl Fn(&WalName) -> Result<Option<Box<dyn Read>>, Error>) -> Vec<u8> {
         let (mut ours, mut theirs) = UnixStream::pair().unwrap();

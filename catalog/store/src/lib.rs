@@ -41,7 +41,9 @@ pub use listing::{Attributes, DirectoryRef, Entry, Node, PageRef};
 pub use location::ChunkLocation;
 pub use pack::{ClosedPack, PackWriter, PackedChunk, Record, read_footer, read_frame};
 pub use reader::ChunkReader;
-pub use storage::{CountedPacks, Listed, LocalPacks, PackStorage, PackUpload, Part, PartMark, open_regular};
+pub use storage::{
+    CountedPacks, Listed, LocalPacks, PackStorage, PackUpload, Part, PartMark, open_regular, open_unlinked,
+};
 pub use tree::{
     ComposedSink, FileSink, SingleFile, StoredFile, TreeOptions, TreeReader, TreeTotals, TreeWriter,
 };

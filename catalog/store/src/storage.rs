@@ -17,7 +17,7 @@ mod regular;
 pub use counted::CountedPacks;
 pub use local::LocalPacks;
 pub use part::{Listed, Part, PartMark};
-pub use regular::open_regular;
+pub use regular::{open_regular, open_unlinked};
 
 /// Storage for packs. No method has a default: each storage has to say what is right for it, and each wrapper has to pass
 /// each method on.

@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::Path;
 
-use barmanfs_store::{Attributes, open_regular};
+use barmanfs_store::{Attributes, open_unlinked};
 
 use super::gathered::Gathered;
 use super::listing::{ArchiveFile, Found};
@@ -69,7 +69,7 @@ fn shown(path: &Path) -> String {
 }
 
 fn open(path: &Path, plain: &Plain) -> Result<Box<dyn std::io::Read>, Error> {
-    let file = open_regular(path).map_err(|error| cannot_read(path, &error))?;
+    let file = open_unlinked(path).map_err(|error| cannot_read(path, &error))?;
     plain.of(file).map_err(|error| cannot_read(path, &error))
 }
 

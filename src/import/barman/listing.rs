@@ -18,6 +18,9 @@ use crate::import::directory::{cannot_read, read_small};
 use crate::import::{ForeignBackup, LeftOut};
 use crate::output::printable;
 
+/// The names in a backup's directory and its data directory.
+type Names = [Option<Vec<String>>; 2];
+
 /// The tool, in the record of a backup. Its version is nowhere in a home.
 pub(super) const TOOL: &str = "Barman";
 
@@ -32,6 +35,7 @@ pub(super) struct Found {
     /// `base/<ID>`
     pub(super) place: PathBuf,
     pub(super) layout: Layout,
+    names: Names,
 }
 
 /// How a backup's files lie there.
@@ -132,6 +136,28 @@ fn with_parents(found: Vec<Found>, left_out: &mut Vec<LeftOut>) -> Vec<Found> {
     kept
 }
 
+fn names(place: &Path) -> Result<Names, Error> {
+    Ok([names_in(place)?, names_in(&place.join("data"))?])
+}
+
+/// What has become of a backup since it was listed; `None` if it is as it was.
+pub(super) fn changed(server: &Path, found: &Found) -> Option<String> {
+    changed_since(server, &found.backup.name, &found.place, &found.names)
+}
+
+fn changed_since(server: &Path, id: &str, place: &Path, before: &Names) -> Option<String> {
+    let meta = server.join("meta");
+    let exists = |path: &Path| fs::symlink_metadata(path).is_ok();
+    let is_described = exists(&meta.join(format!("{id}-backup.info"))) || exists(&place.join("backup.info"));
+    if exists(&meta.join(format!("{id}-delete_this"))) || !is_described || !exists(place) {
+        return Some("Barman has deleted it meanwhile".to_owned());
+    }
+    match names(place) {
+        Ok(now) if now == *before => None,
+        _ => Some("its files have changed meanwhile: some were deleted, or have come".to_owned()),
+    }
+}
+
 /// The files in `meta/`.
 fn marks(place: &Path) -> Result<BTreeSet<(BackupId, MetaKind)>, Error> {
     let names = names_in(&place.join("meta"))?.unwrap_or_default();
@@ -196,7 +222,9 @@ impl Reader<'_> {
             Ok(keep) => backup.keep = keep,
             Err(why) => left_out.push(LeftOut::problem(format!("keep mark of {id}"), why)),
         }
+        let names = names(&place).map_err(|error| problem(error.to_string()))?;
         Ok(Found {
+            names,
             backup,
             info,
             place,
@@ -442,6 +470,37 @@ mod tests {
         let info = BackupInfo::parse(text.as_bytes()).unwrap();
         let files = archives(place.path()).unwrap();
         check_archives(&files, &info).err().unwrap_or_default()
+    }
+
+    /// The kind: a directory that is gone before it is listed is not missed.
+    #[test]
+    fn a_backup_that_is_deleted_while_it_is_read_is_noticed() {
+        let id = "20261130T010000";
+        for (change, says) in [
+            ("", ""),
+            ("touch meta/20261130T010000-delete_this", "deleted"),
+            ("rm meta/20261130T010000-backup.info", "deleted"),
+            ("rm -r base", "deleted"),
+            ("rm -r base/20261130T010000/data/base", "changed"),
+            ("rm -r base/20261130T010000/16384", "changed"),
+        ] {
+            let server = tempfile::tempdir().unwrap();
+            let place = server.path().join("base").join(id);
+            for directory in ["data/base", "data/global", "16384"] {
+                fs::create_dir_all(place.join(directory)).unwrap();
+            }
+            fs::create_dir(server.path().join("meta")).unwrap();
+            fs::write(server.path().join(format!("meta/{id}-backup.info")), "").unwrap();
+            let before = names(&place).unwrap();
+            let mut shell = std::process::Command::new("/bin/sh");
+            let status = shell.current_dir(server.path()).args(["-c", change]).status();
+            assert!(status.unwrap().success());
+            let said = changed_since(server.path(), id, &place, &before).unwrap_or_default();
+            assert!(
+                said.contains(says) && said.is_empty() == says.is_empty(),
+                "{change}: {said}"
+            );
+        }
     }
 
     #[test]

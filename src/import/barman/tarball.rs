@@ -20,6 +20,7 @@ use super::Options;
 use super::archives::store_member;
 use super::gathered::Gathered;
 use super::listing::{TOOL, foreign, missing_tablespace};
+use super::tree::has_manifest;
 use crate::error::Error;
 use crate::import::directory::cannot_read;
 use crate::import::members::Members;
@@ -309,6 +310,11 @@ impl Reader<'_> {
             Some(manifest) => {
                 let manifest = Manifest::Given(Box::new(manifest));
                 Ok(self.gathered.arrived(root, manifest))
+            }
+            None if self.info.mode.as_deref() == Some("postgres") && has_manifest(self.info) => {
+                Err(Error::failed(
+                    "its backup_manifest is missing, which every server since PostgreSQL 13 sends: it is not whole",
+                ))
             }
             None => self.gathered.finish(intake, root, Manifest::Made),
         }

@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use barmanfs_foreign::barman::backup_info::BackupInfo;
-use barmanfs_store::open_regular;
+use barmanfs_store::open_unlinked;
 
 use super::gathered::Gathered;
 use super::listing::{Found, Layout};
@@ -59,7 +59,7 @@ pub(super) fn given_manifest(
         return Ok(Manifest::Made);
     }
     let path = place.join("backup_manifest");
-    match open_regular(&path) {
+    match open_unlinked(&path) {
         Ok(mut file) => {
             intake.expect(&mut file)?;
             Ok(Manifest::Given(Box::new(file)))
@@ -189,5 +189,5 @@ impl Walk<'_> {
 }
 
 fn open(place: &Path) -> Result<File, Error> {
-    open_regular(place).map_err(|error| cannot_read(place, &error))
+    open_unlinked(place).map_err(|error| cannot_read(place, &error))
 }

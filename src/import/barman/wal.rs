@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use barmanfs_foreign::barman::names;
 use barmanfs_foreign::barman::xlog_db::{LONGEST_LINE_BYTES, XlogLine};
 use barmanfs_pg::wal_name::WalName;
-use barmanfs_store::open_regular;
+use barmanfs_store::open_unlinked;
 
 use super::Options;
 use super::listing::names_in;
@@ -146,7 +146,7 @@ fn foreign(name: WalName, path: PathBuf, is_arriving: bool, plain: Plain) -> For
         name,
         place: path.display().to_string(),
         arriving: is_arriving.then(|| path.clone()),
-        open: Box::new(move || plain.wal(&name, open_regular(&path)?)),
+        open: Box::new(move || plain.wal(&name, open_unlinked(&path)?)),
     }
 }
 
@@ -167,7 +167,7 @@ impl Missing {
         Self {
             wals: wals.to_owned(),
             list: name
-                .and_then(|name| open_regular(&wals.join(name)).ok())
+                .and_then(|name| open_unlinked(&wals.join(name)).ok())
                 .map(BufReader::new),
         }
     }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use barmanfs_foreign::pgbackrest::{
     self as format, Compression, Decrypted, Header, Manifest, Passphrase, Sha1Sum,
 };
-use barmanfs_store::open_regular;
+use barmanfs_store::open_unlinked;
 use sha1::{Digest, Sha1};
 
 use super::blocks::BlockReader;
@@ -50,7 +50,7 @@ impl<'a> Store<'a> {
         if let Some(file) = open.get(&path) {
             return Ok(Arc::clone(file));
         }
-        let file = open_regular(&path)
+        let file = open_unlinked(&path)
             .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
         let file = Arc::new(file);
         if open.len() >= OPEN_MAX {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use barmanfs_foreign::pgbackrest::info::InfoError;
 use barmanfs_foreign::pgbackrest::{Decrypted, Header, Passphrase};
-use barmanfs_store::open_regular;
+use barmanfs_store::open_unlinked;
 
 use crate::error::Error;
 
@@ -44,7 +44,7 @@ fn load_one<T>(
     parse: &impl Fn(&mut dyn BufRead) -> Result<T, InfoError>,
 ) -> Result<T, Error> {
     let cannot = |error: InfoError| Error::failed(format!("Cannot read {}: {error}", path.display()));
-    let file = open_regular(path).map_err(|error| cannot(error.into()))?;
+    let file = open_unlinked(path).map_err(|error| cannot(error.into()))?;
     let mut stored = BufReader::new(file);
     let is_encrypted = begins_with(&mut stored, SALTED).map_err(|error| cannot(error.into()))?;
     match (passphrase, is_encrypted) {

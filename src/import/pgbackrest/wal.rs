@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use barmanfs_foreign::pgbackrest::{ArchiveInfo, ArchivedFile, Passphrase, archive_directory_version};
 use barmanfs_pg::SystemId;
-use barmanfs_store::open_regular;
+use barmanfs_store::open_unlinked;
 
 use super::content::{Slice, Summed, decoded};
 use crate::error::Error;
@@ -110,7 +110,7 @@ impl Files {
 }
 
 fn open(place: &Path, file: ArchivedFile, passphrase: Option<&Passphrase>) -> io::Result<Box<dyn Read>> {
-    let stored = Slice::whole(Arc::new(open_regular(place)?));
+    let stored = Slice::whole(Arc::new(open_unlinked(place)?));
     let content = decoded(stored, passphrase, file.compression, false)?;
     Ok(match file.checksum {
         Some(sum) => Box::new(Summed::new(content, sum, "what it holds")),

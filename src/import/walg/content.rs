@@ -7,7 +7,7 @@ use std::io::{self, Cursor, Read};
 use std::path::Path;
 
 use barmanfs_foreign::walg::Compression as Named;
-use barmanfs_store::open_regular;
+use barmanfs_store::open_unlinked;
 
 use crate::import::gpg::{self, Passphrase};
 use crate::wal_transfer::compression::Compression;
@@ -29,7 +29,7 @@ const BUFFER_BYTES: usize = 128 << 10;
 /// # Errors
 /// When it cannot be read, is encrypted and cannot be opened, or is not in the form that its name promises.
 pub(super) fn open(place: &Path, form: Named, passphrase: Option<&Passphrase>) -> io::Result<Box<dyn Read>> {
-    decoded(open_regular(place)?, form, passphrase)
+    decoded(open_unlinked(place)?, form, passphrase)
 }
 
 fn decoded<R: Read + Send + 'static>(

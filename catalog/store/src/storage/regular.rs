@@ -18,11 +18,24 @@ pub(super) const NONBLOCK: i32 = (OFlags::NONBLOCK.bits() | OFlags::NOCTTY.bits(
 /// # Errors
 /// [`io::ErrorKind::InvalidInput`] if it is not a regular file; any error of opening it.
 pub fn open_regular(path: &Path) -> io::Result<File> {
+    open(path, 0)
+}
+
+/// The same of a file that is no symbolic link: in a directory of others, a link leads to what only this user may read.
+///
+/// # Errors
+/// As [`open_regular`].
+pub fn open_unlinked(path: &Path) -> io::Result<File> {
+    open(path, OFlags::NOFOLLOW.bits().cast_signed())
+}
+
+fn open(path: &Path, flags: i32) -> io::Result<File> {
     let file = OpenOptions::new()
         .read(true)
-        .custom_flags(NONBLOCK)
+        .custom_flags(NONBLOCK | flags)
         .open(path)
         .map_err(|error| match error.raw_os_error() {
+            Some(ELOOP) if flags != 0 => not_regular("a symbolic link, which is not followed"),
             // A socket cannot be opened at all.
             Some(ENXIO) => not_regular("a socket"),
             _ => error,
@@ -40,6 +53,9 @@ pub fn open_regular(path: &Path) -> io::Result<File> {
         "a device or socket"
     }))
 }
+
+/// Linux: "Too many levels of symbolic links"; with `O_NOFOLLOW`, any.
+const ELOOP: i32 = 40;
 
 /// Linux: "No such device or address".
 const ENXIO: i32 = 6;
@@ -63,6 +79,11 @@ mod tests {
         let at = |name: &str| directory.path().join(name);
         std::fs::write(at("file"), b"x").unwrap();
         open_regular(&at("file")).unwrap();
+        open_unlinked(&at("file")).unwrap();
+        std::os::unix::fs::symlink(at("file"), at("link")).unwrap();
+        open_regular(&at("link")).unwrap();
+        let error = open_unlinked(&at("link")).unwrap_err();
+        assert!(error.to_string().contains("symbolic link"), "{error}");
         rustix::fs::mknodat(
             rustix::fs::CWD,
             at("pipe"),
