@@ -83,7 +83,7 @@ const KEYS: &[&str] = &[
     "streaming_archiver_name",
 ];
 
-const STATUS: &[&str] = &[
+pub(super) const STATUS: &[&str] = &[
     "Description",
     "Active",
     "Disabled",

@@ -1,11 +1,13 @@
 //! Two weeks of a real Barman's backups, by a clock of their own, and the same backups here under the same configuration: every
 //! day both call the same ones OBSOLETE, under each of some policies, and at the end both delete the same ones.
 
+use super::beside::STATUS;
 use crate::common::barman::{Barman, archive_command};
 use crate::common::clock::Clock;
 use crate::common::process::{Run, run};
 use crate::common::user::command;
 use crate::common::{Install, PgServer, Site};
+use std::collections::BTreeSet;
 use std::fs;
 
 const DAY: u64 = 24 * 3600;
@@ -18,7 +20,7 @@ const POLICIES: [(&str, &str); 4] = [
     ("window", "retention_policy = RECOVERY WINDOW OF 4 DAYS"),
     (
         "weeks",
-        "retention_policy = RECOVERY WINDOW OF 1 WEEKS\nminimum_redundancy = 3",
+        "retention_policy = RECOVERY WINDOW OF 7 DAYS\nminimum_redundancy = 3",
     ),
 ];
 
@@ -75,7 +77,82 @@ pub(super) fn two_weeks_of_backups_are_judged_as_by_barman(install: &'static Ins
         obsolete += count;
     }
     assert!(obsolete > 20, "{obsolete}");
+    for (name, _) in POLICIES {
+        the_same_is_said_of_it(&site, &clock, &real, name);
+    }
+    the_same_is_refused(&site, &clock, &real, &ids[1]);
 }
+
+/// What is said of a server's backups, line by line where it has the same meaning.
+fn the_same_is_said_of_it(site: &Site, clock: &Clock, real: &Barman<'_>, name: &str) {
+    for (line, keys) in [
+        (format!("list-backups {name} --minimal"), &[][..]),
+        (format!("show-backup {name} latest"), BACKUP),
+        (format!("show-backup {name} oldest"), BACKUP),
+        (format!("status {name}"), STATUS),
+    ] {
+        let theirs = real.sh(&format!("barman {line}")).ok().text();
+        let found = ours(site, clock, &line).ok().text();
+        if keys.is_empty() {
+            assert_eq!(found, theirs, "{line}");
+            continue;
+        }
+        let expected = values(&theirs, keys);
+        assert!(expected.len() > 4, "{line}: {theirs}");
+        let there = values(&found, keys);
+        let missing: Vec<_> = expected.difference(&there).collect();
+        assert!(missing.is_empty(), "{line}: {missing:?} are not in {found}");
+    }
+}
+
+/// The lines `key: value` of these keys.
+fn values(text: &str, keys: &[&str]) -> BTreeSet<(String, String)> {
+    let pairs = text.lines().filter_map(|line| line.split_once(':'));
+    // PostgreSQL 19 writes zeros in front of the second half of an LSN.
+    let plain = |value: &str| match value.trim().split_once('/') {
+        Some((high, low)) => format!("{high}/{}", low.trim_start_matches('0')),
+        None => value.trim().to_owned(),
+    };
+    let pairs = pairs.map(|(key, value)| (key.trim().to_owned(), plain(value)));
+    pairs.filter(|(key, _)| keys.contains(&key.as_str())).collect()
+}
+
+/// A backup that is kept, or that minimum_redundancy needs, is not deleted by hand; others are.
+fn the_same_is_refused(site: &Site, clock: &Clock, real: &Barman<'_>, kept: &str) {
+    for line in [
+        &format!("delete main {kept}"),
+        "delete weeks 20200101T000000",
+        "delete least latest",
+        "delete least latest",
+        "delete window latest",
+        "keep --status least latest",
+    ] {
+        let theirs = real.sh(&format!("barman {line}"));
+        let found = ours(site, clock, line);
+        assert_eq!(found.code(), theirs.code(), "{line}: {theirs}{found}");
+    }
+    compare(site, clock, real, "after deletions by hand");
+}
+
+const BACKUP: &[&str] = &[
+    "Server Name",
+    "Status",
+    "Backup Name",
+    "PostgreSQL Version",
+    "Timeline",
+    "Begin WAL",
+    "End WAL",
+    "Begin time",
+    "End time",
+    "Begin LSN",
+    "End LSN",
+    "Begin Offset",
+    "End Offset",
+    "Retention Policy",
+    "Previous Backup",
+    "Next Backup",
+    "System Id",
+];
 
 /// The other servers of Barman get the same backup, and its WAL.
 fn everybody_has(site: &Site, id: &str) {
