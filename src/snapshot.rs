@@ -15,12 +15,13 @@ mod window;
 
 use std::path::PathBuf;
 
-use barmanfs_catalog::{Backup, Repository};
+use barmanfs_catalog::{Backup, Repository, ServerName};
 use barmanfs_pg::Lsn;
 
 use crate::backup::{self, BackupOptions, Stop};
 use crate::config::{ServerConfig, TablespacePlace};
 use crate::error::Error;
+use crate::forks;
 
 /// What is asked for on the command line.
 #[derive(Debug, Clone, Default)]
@@ -44,6 +45,16 @@ pub(crate) struct StoppedBy {
 /// Whether backups of this server come from snapshots, or this one does.
 pub(crate) fn is_asked(asked: &Asked, server: &ServerConfig) -> bool {
     asked.from.is_some() || server.snapshots.is_method
+}
+
+/// A snapshot does not bring its WAL, so it must be known which history counts.
+fn refuse_forks(repository: &Repository, server: &ServerName) -> Result<(), Error> {
+    match repository.open_forks(server)?.first() {
+        None => Ok(()),
+        Some(fork) => {
+            Err(Error::failed(format!("Server {server}: {fork}")).hint(forks::advice(server, fork)))
+        }
+    }
 }
 
 /// Takes one backup of `server`. It ends complete or not at all.

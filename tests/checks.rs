@@ -67,6 +67,7 @@ const LIST: &[(&str, &str, &str)] = &[
     ("verification", "damage_is_found_before_it_is_needed", "damage_is_found_before_it_is_needed"),
     ("incremental backups", "a_difference_counts_until_there_is_a_full_backup_since", "a_change_that_the_server_forgot_is_found"),
     ("clone maximum age", "a_forgotten_clone_is_found", "a_forgotten_clone_is_found"),
+    ("snapshots of the storage", "the_storage_decides_about_the_record_of_a_snapshot", "a_snapshot_that_stays_in_the_storage_is_restored_on_its_disks"),
     ("PostgreSQL", "check_reports_problems", GREEN),
     ("PostgreSQL streaming", "check_reports_problems", GREEN),
     ("wal_level", "a_server_without_full_wal_is_found", GREEN),

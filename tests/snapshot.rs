@@ -5,6 +5,7 @@ use crate::common::process::run;
 use crate::common::registry::topic;
 use crate::common::site::check_line;
 use crate::common::snapshots::{Disk, OPTIONS};
+use crate::common::standby::{catch_up, standby_of};
 use crate::common::{Install, Mount, PgServer, Site};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,6 +15,7 @@ topic! {
     once what_is_no_snapshot_of_the_backup_is_refused_by_name(as_root),
     once a_snapshot_that_stays_in_the_storage_is_restored_on_its_disks(as_root),
     once the_storage_decides_about_the_record_of_a_snapshot(as_root),
+    once of_a_standby_no_page_is_newer_than_its_control_file,
 }
 
 /// The name of the check.
@@ -580,4 +582,96 @@ fn the_storage_decides_about_the_record_of_a_snapshot(install: &'static Install)
     disks.write_config(&format!("{method}snapshot_delete_command = false\n"));
     site.ok(&["delete", "main", &second, "--force"]);
     assert_eq!(done(site), [""; 0]);
+}
+
+/// A copy of a standby whose processes stand still is what a storage would freeze. One file is copied later, as from another disk.
+fn of_a_standby_no_page_is_newer_than_its_control_file(install: &'static Install) {
+    let (site, server) = Site::with_server(install);
+    fill(&server, 1);
+    let standby = standby_of(&site, &server, install, "standby");
+    let table = server.query("SELECT pg_relation_filepath('pgbench_branches')");
+    catch_up(&server, &standby);
+    let data = standby.data.display().to_string();
+    let frozen = site.write_file(
+        "freeze.sh",
+        format!(
+            "set -e\npid=$(head -1 {data}/postmaster.pid)\nall=\"$pid $(cat /proc/$pid/task/$pid/children)\"\n\
+             kill -STOP $all\ncp -a {data} {0}\nkill -CONT $all\n",
+            site.path("frozen").display()
+        )
+        .as_bytes(),
+    );
+    let sql = |name: &str| install.program(name).display().to_string();
+    let later = site.write_file(
+        "later.sh",
+        format!(
+            "set -e\n{psql} -X -q -c 'UPDATE pgbench_branches SET bbalance = bbalance' '{primary}'\n\
+             lsn=$({psql} -XAtc 'SELECT pg_current_wal_flush_lsn()' '{primary}')\n\
+             until test \"$({psql} -XAtc \"SELECT pg_last_wal_replay_lsn() >= '$lsn'\" '{standby}')\" = t; do sleep 0.1; done\n\
+             {psql} -X -q -c CHECKPOINT '{primary}'\n\
+             lsn=$({psql} -XAtc 'SELECT pg_current_wal_flush_lsn()' '{primary}')\n\
+             until test \"$({psql} -XAtc \"SELECT pg_last_wal_replay_lsn() >= '$lsn'\" '{standby}')\" = t; do sleep 0.1; done\n\
+             {psql} -X -q -c CHECKPOINT '{standby}'\ncp -a {data}/{table} {late}\n",
+            psql = sql("psql"),
+            primary = server.conninfo(),
+            standby = standby.conninfo(),
+            late = site.path("late").display()
+        )
+        .as_bytes(),
+    );
+    let file = |name: &str| site.path(name).display().to_string();
+    let script = format!(
+        "SELECT pg_backup_start('by hand', true);\n\\! sh {} && sh {}\n\
+         SELECT lsn, labelfile FROM pg_backup_stop(false) \\gset\n\
+         \\o {}\n\\qecho :labelfile\n\\o {}\n\\qecho :lsn\n",
+        frozen.display(),
+        later.display(),
+        file("label"),
+        file("lsn")
+    );
+    let script = site.write_file("by_hand.sql", script.as_bytes());
+    let mut psql = standby.client("psql");
+    run(psql
+        .args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-o", "/dev/null", "-f"])
+        .arg(script))
+    .ok();
+    server.archive_current_segment();
+    let lsn = fs::read_to_string(file("lsn")).unwrap();
+    let (from, label) = (file("frozen"), file("label"));
+    let words = [
+        "backup",
+        "main",
+        "--from",
+        &from,
+        "--backup-label",
+        &label,
+        "--stop-lsn",
+        lsn.trim(),
+    ];
+    site.ok(&words);
+    let good = site.backups().pop().unwrap();
+    assert_eq!(
+        (&good["status"], &good["from_standby"]),
+        (&"DONE".into(), &true.into())
+    );
+    let copied = format!("cp '{}' '{from}/{table}'", file("late"));
+    site.sh(&copied).ok();
+    site.barmanfs(&words)
+        .refused(1)
+        .says(&["newer than that of the data directory", &table]);
+    let to = file("copy");
+    let id = good["id"].as_str().unwrap();
+    site.ok(&[
+        "restore",
+        "main",
+        id,
+        &to,
+        "--target-immediate",
+        "--target-action",
+        "promote",
+    ]);
+    let mut copy = PgServer::on(install, Path::new(&to));
+    copy.start();
+    copy.wait_until_promoted();
+    assert_sums_agree(&copy);
 }

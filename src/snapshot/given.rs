@@ -10,7 +10,7 @@ use barmanfs_catalog::{Backup, BackupId, BackupSelector, BackupStatus, NewBackup
 use super::ingest::Ingest;
 use super::places::Snapshot;
 use super::window::Stopped;
-use super::{Asked, StoppedBy};
+use super::{Asked, StoppedBy, refuse_forks};
 use crate::backup::{self, BARMANS_NEW, BackupOptions, Stop, configuration, wal_source};
 use crate::config::ServerConfig;
 use crate::error::Error;
@@ -37,6 +37,7 @@ impl Given<'_> {
     pub(super) fn take(&self, from: &Path, begun: &mut Option<BackupId>) -> Result<Backup, Error> {
         let name = &self.server.name;
         let stopped = self.read()?;
+        refuse_forks(self.repository, name)?;
         let snapshot = Snapshot::open(from, None)?;
         let new = NewBackup {
             label: self.options.label.clone(),

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use barmanfs_catalog::{BackupEnd, BackupRun, Repository, ServerName, Tablespace};
 use barmanfs_pg::backup_manifest::WalRange;
 use barmanfs_pg::relation_name::{self, Fork};
-use barmanfs_pg::tablespace_map;
+use barmanfs_pg::{Lsn, tablespace_map};
 use barmanfs_store::{Attributes, open_regular};
 
 use super::pages::{Findings, Pages, Rules};
@@ -83,6 +83,16 @@ impl Ingest<'_> {
         Ok(())
     }
 
+    /// How far the pages may have got. A standby knows in its control file what its pages need, and no record says it again: what
+    /// was frozen after the control file may be newer.
+    fn newest_page(&self) -> Lsn {
+        let (min_recovery, stop) = (self.snapshot.control.min_recovery, self.stopped.stop_lsn);
+        match self.stopped.label.from.as_deref() {
+            Some("standby") => stop.min(min_recovery),
+            _ => stop,
+        }
+    }
+
     /// Reads everything, and returns what completes the backup.
     ///
     /// # Errors
@@ -139,10 +149,11 @@ impl Ingest<'_> {
             (None, wal),
         );
         let mut walk = Walk {
+            stop: self.stopped.stop_lsn,
             places,
             rules: Rules {
                 start: self.stopped.label.start_lsn,
-                stop: self.stopped.stop_lsn,
+                newest: self.newest_page(),
                 has_checksums: self.snapshot.control.data_checksum_version != 0,
             },
             major: self.snapshot.version.major(),
@@ -205,6 +216,8 @@ fn failures(findings: &Findings) -> Vec<String> {
 
 /// Decides about each entry.
 struct Walk<'a> {
+    /// Where the backup ends.
+    stop: Lsn,
     places: &'a BTreeMap<u32, PathBuf>,
     rules: Rules,
     major: u32,
@@ -254,6 +267,20 @@ impl Walk<'_> {
         self.file(intake, path, place)
     }
 
+    fn too_new(&self, page: &str) -> Error {
+        let newest = self.rules.newest;
+        if newest == self.stop {
+            return Error::failed(format!(
+                "The snapshot was taken after the backup ended, at least that of this disk: {page}, the backup stopped at {newest}"
+            ));
+        }
+        Error::failed(format!(
+            "The snapshot of this disk is newer than that of the data directory, whose global/pg_control needs the WAL up to \
+             {newest} only: {page}"
+        ))
+        .hint("Of a standby, take all disks at one instant, or that of the data directory last")
+    }
+
     /// `pg_wal` and its directories, without files: the archive has the WAL.
     fn empty_wal(&self, intake: &mut Intake<'_>, place: &Path) -> Result<Choice, Error> {
         // It may be a link that leads nowhere here.
@@ -285,10 +312,7 @@ impl Walk<'_> {
         intake.file(path, attributes(&found), found.len(), &mut pages)?;
         match &self.findings.newer {
             None => Ok(Choice::Stored),
-            Some(page) => Err(Error::failed(format!(
-                "The snapshot was taken after the backup ended, at least that of this disk: {page}, the backup stopped at {}",
-                self.rules.stop
-            ))),
+            Some(page) => Err(self.too_new(page)),
         }
     }
 }

@@ -20,7 +20,8 @@ const NAMED_MAX: usize = 100;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Rules {
     pub(super) start: Lsn,
-    pub(super) stop: Lsn,
+    /// No page is newer.
+    pub(super) newest: Lsn,
     pub(super) has_checksums: bool,
 }
 
@@ -33,7 +34,7 @@ pub(super) struct Findings {
     pub(super) wrong_count: u64,
     /// Pages whose checksums were right.
     pub(super) right_count: u64,
-    /// The first page that is newer than the end of the backup, in words.
+    /// The first page that is newer than any may be, in words.
     pub(super) newer: Option<String>,
 }
 
@@ -95,7 +96,7 @@ impl<'a, R: Read> Pages<'a, R> {
             }
             return;
         };
-        if header.lsn > self.rules.stop {
+        if header.lsn > self.rules.newest {
             let newer = || format!("{} was changed at {}", place(), header.lsn);
             self.findings.newer.get_or_insert_with(newer);
         }
@@ -151,7 +152,7 @@ mod tests {
     fn looked_at(bytes: &[u8]) -> Findings {
         let rules = Rules {
             start: Lsn(1000),
-            stop: Lsn(2000),
+            newest: Lsn(2000),
             has_checksums: true,
         };
         let file = barmanfs_pg::relation_name::parse(b"base/5/16384.1").unwrap();

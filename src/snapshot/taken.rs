@@ -9,14 +9,13 @@ use barmanfs_catalog::{Backup, BackupId, BackupRun, BackupStatus, NewBackup, Rep
 use super::ingest::Ingest;
 use super::places::Snapshot;
 use super::window::{Stopped, Window};
-use super::{Asked, kept};
+use super::{Asked, kept, refuse_forks};
 use crate::backup::checkpoint::Checkpoint;
 use crate::backup::hold::Hold;
 use crate::backup::{self, BARMANS_NEW, BackupOptions, Stop, configuration, stop, wal_source};
 use crate::cluster::{ConfigurationPaths, ServerSettings, primary, tablespace_names};
 use crate::config::ServerConfig;
 use crate::error::Error;
-use crate::forks;
 use crate::hooks::storage::{self, Act, Storage, Subject};
 use crate::hooks::{Hook, Hooks};
 use crate::lineage::{self, Lineage};
@@ -128,10 +127,7 @@ fn refuse_other_history(
         ))
         .hint("Take a backup with 'backup_method = postgres' first, and decide which history counts"));
     }
-    match repository.open_forks(name)?.first() {
-        None => Ok(()),
-        Some(fork) => Err(Error::failed(format!("Server {name}: {fork}")).hint(forks::advice(name, fork))),
-    }
+    refuse_forks(repository, name)
 }
 
 impl Taken<'_> {

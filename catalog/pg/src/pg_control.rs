@@ -132,6 +132,8 @@ pub struct ControlFile {
     pub redo: Lsn,
     /// The timeline of that checkpoint.
     pub timeline: TimelineId,
+    /// Of a standby: what replay must reach for the pages on disk to be consistent. Zero for a primary.
+    pub min_recovery: Lsn,
     /// When that checkpoint was made, in whole seconds since 1970.
     pub checkpoint_time: i64,
     /// Settings it ran with.
@@ -214,6 +216,7 @@ impl ControlFile {
             checkpoint: Lsn(u64_field(32)?),
             redo: Lsn(u64_field(40)?),
             timeline: TimelineId(u32_field(48)?),
+            min_recovery: Lsn(u64_field(layout.settings.saturating_sub(44))?),
             checkpoint_time: u64_field(104)?.cast_signed(),
             required_settings: RequiredSettings {
                 max_connections: u32_field(layout.settings)?,
@@ -250,6 +253,7 @@ mod tests {
         put(32, &0x90_0060_u64.to_le_bytes());
         put(40, &0x90_0028_u64.to_le_bytes());
         put(48, &2_u32.to_le_bytes());
+        put(layout.settings - 44, &0x90_1000_u64.to_le_bytes());
         for (n, offset) in (layout.settings..).step_by(4).take(5).enumerate() {
             put(offset, &(n as u32 + 1).to_le_bytes());
         }
@@ -274,6 +278,7 @@ mod tests {
                 (control.checkpoint, control.redo),
                 (Lsn(0x90_0060), Lsn(0x90_0028))
             );
+            assert_eq!(control.min_recovery, Lsn(0x90_1000));
             assert_eq!(control.timeline, TimelineId(2));
             assert_eq!(control.segment_size, SegmentSize::DEFAULT);
             assert_eq!(control.data_checksum_version, 1);

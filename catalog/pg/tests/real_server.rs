@@ -403,6 +403,10 @@ fn check_control(server: &Server) {
         Ok(control.redo)
     );
     assert_eq!(
+        field("Minimum recovery ending location").parse(),
+        Ok(control.min_recovery)
+    );
+    assert_eq!(
         field("Latest checkpoint's TimeLineID").parse(),
         Ok(control.timeline)
     );

@@ -215,6 +215,7 @@ pub(super) mod testing {
             checkpoint: Lsn(0),
             redo: Lsn(0),
             timeline: TimelineId(1),
+            min_recovery: Lsn(0),
             checkpoint_time: 0,
             required_settings: RequiredSettings {
                 max_connections: 100,
