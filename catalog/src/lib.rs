@@ -67,5 +67,6 @@ pub use upkeep::processes::{Task, WorkingProcess};
 pub use upkeep::rebuild::{BackupsOf, RebuildReport};
 pub use upkeep::stats::{BackupStats, PackTotals, ServerStats, Sizes, Stats};
 pub use upkeep::sweep::{Forecast, SweepOptions, SweepReport};
+pub use upkeep::sync::{SyncMemory, SyncOptions, SyncReport, SyncSource, SyncedBackups};
 pub use upkeep::verify::round::{VerifiedPart, VerifyRound};
 pub use upkeep::verify::{Damage, VerifyReport, VerifyScope};

@@ -8,6 +8,7 @@ pub(crate) mod rebuild;
 pub(crate) mod stats;
 pub(crate) mod surveyed;
 pub(crate) mod sweep;
+pub(crate) mod sync;
 pub(crate) mod verify;
 
 #[cfg(test)]

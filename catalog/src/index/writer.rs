@@ -16,7 +16,7 @@
 
 use std::sync::Arc;
 
-use barmanfs_store::{ChunkIndex, DepositOptions, Depositor, PackWriter, Record};
+use barmanfs_store::{ChunkIndex, ClosedPack, DepositOptions, Depositor, PackWriter, Record};
 
 use crate::error::Result;
 use crate::home::make_directories;
@@ -95,6 +95,11 @@ impl Writer {
         for record in records {
             pack.record(record)?;
         }
-        Ok(self.index.publish(&pack.close()?)?)
+        self.publish(&pack.close()?)
+    }
+
+    /// Enters a pack that this writer has made.
+    pub(crate) fn publish(&self, pack: &ClosedPack) -> Result<()> {
+        Ok(self.index.publish(pack)?)
     }
 }

@@ -133,7 +133,7 @@ impl Writer {
 
     /// Keeps other files of the server out of the archive: nothing can come between a comparison with the neighbours and
     /// the file's entry. It is held for one write to the disk, and taken after the lock of the name.
-    pub(super) fn lock_neighbours(&self, server: &ServerName) -> Result<Lock> {
+    pub(crate) fn lock_neighbours(&self, server: &ServerName) -> Result<Lock> {
         let name = format!("neighbours-{server}");
         self.repository().locks.wait_exclusive(&name, self.purpose())
     }

@@ -1,0 +1,484 @@
+//! Passive nodes: this repository takes over what another one has of a server.
+//!
+//! The other one, the primary, is only read: its packs, listed and read through [`PackStorage`]. Nothing is changed there
+//! and no lock is taken, so its sweep may remove a pack while a sync reads it; then the sync looks where the chunks are now.
+//!
+//! 1. The footers of new packs are read into a cache ([`footers`]). They say which records and chunks there are.
+//! 2. Of the records, those of the server are chosen that are not here ([`offer`]), without backups that the policy here
+//!    would delete at once and without those that were deleted here before.
+//! 3. The chunks that they refer to and that are not here are copied ([`copier`]), each checked against its id, into packs of
+//!    this repository. Then the record follows, with the id it has there. So a backup is here when all of it is here, a
+//!    kill leaves nothing that looks whole, and the next run goes on where this one ended.
+//!
+//! Whole packs are not copied: they hold records and chunks of other servers, deletions, and damage notes, which would mean
+//! something here. So a primary can add backups and WAL of the one server, and nothing else.
+//!
+//! What does not come along: deletions (unless they are asked for), decisions to keep a backup, boot tests, known damage,
+//! files in quarantine that no decision has taken, and clones.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use barmanfs_store::tree::ChunkRole;
+use barmanfs_store::{ChunkId, DirectoryRef, PackStorage, Record, TreeReader};
+use serde::Serialize;
+
+use crate::archive::backup::Backup;
+use crate::error::{Error, Result};
+use crate::home::now;
+use crate::index::chunk_set::{ChunkSet, Met, Role};
+use crate::index::repository::Repository;
+use crate::index::writer::Writer;
+use crate::monitor::{Monitor, Unit};
+use crate::names::{BackupId, ServerName};
+use crate::retention::RetentionRules;
+
+mod copier;
+mod deletions;
+mod footers;
+mod joined;
+mod memory;
+mod offer;
+mod wal;
+
+use copier::Copier;
+use footers::Footers;
+use memory::directory;
+pub use memory::SyncMemory;
+use offer::{Offer, Said, is_here};
+use wal::Wanted;
+
+/// While a backup is copied, new WAL is fetched this often.
+const WAL_EVERY: Duration = Duration::from_secs(60);
+
+/// Chunks between two progress reports.
+const TELL_EVERY: u64 = 1024;
+
+/// A repository that is synced from.
+#[derive(Debug)]
+pub struct SyncSource<'a> {
+    /// Its id.
+    pub id: &'a str,
+    /// Its packs. They are only read.
+    pub packs: Arc<dyn PackStorage>,
+}
+
+/// What to sync.
+#[derive(Debug, Clone)]
+pub struct SyncOptions {
+    /// The retention rules of the server here.
+    pub rules: RetentionRules,
+    /// Whether what was deleted on the primary is deleted here, too.
+    pub deletions: bool,
+    /// Which backups.
+    pub backups: SyncedBackups,
+    /// Whether WAL is synced.
+    pub wal: bool,
+}
+
+/// Which backups to sync.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SyncedBackups {
+    /// All that the policy here keeps and that were not deleted here.
+    All,
+    /// This one, whatever the policy says.
+    Only(BackupId),
+    /// None.
+    Nothing,
+}
+
+/// What a sync has done.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct SyncReport {
+    /// Packs of the primary whose footers were read.
+    pub new_packs: u64,
+    /// Packs that the primary no longer has.
+    pub gone_packs: u64,
+    /// Backups that are here now and were not before, in the order in which they came.
+    pub backups: Vec<BackupId>,
+    /// WAL files that came.
+    pub wal_files: u64,
+    /// Backups that the policy here would delete at once, and that were not fetched.
+    pub obsolete: Vec<BackupId>,
+    /// Backups that were deleted here before, and were not fetched again.
+    pub deleted_here: Vec<BackupId>,
+    /// Backups that were deleted because the primary has deleted them.
+    pub deleted: Vec<BackupId>,
+    /// Ranges of WAL that were removed because the primary has removed them.
+    pub removed_wal_ranges: u64,
+    /// Chunks that were copied.
+    pub copied_chunks: u64,
+    /// Bytes of them, as they are stored.
+    pub copied_bytes: u64,
+    /// What was noticed and is no problem.
+    pub notes: Vec<String>,
+    /// What could not be taken.
+    pub problems: Vec<String>,
+}
+
+/// A sync that runs.
+struct Sync<'a> {
+    node: &'a Repository,
+    writer: &'a Writer,
+    server: &'a ServerName,
+    footers: &'a Footers,
+    options: &'a SyncOptions,
+    memory: SyncMemory,
+    offer: Offer,
+    wanted: Wanted,
+    copier: Copier<'a>,
+    trees: TreeReader,
+    /// The chunks that were met in this run and are here, or are about to be.
+    seen: ChunkSet,
+    met: u64,
+    took_wal: Instant,
+    report: SyncReport,
+}
+
+impl Repository {
+    /// Takes over what a primary has of a server and this repository does not have.
+    ///
+    /// # Errors
+    /// [`Error::Occupied`] while another sync of the server runs, [`Error::OtherSystem`]; when the primary cannot be read or
+    /// this repository cannot be written. What came before stays.
+    pub fn sync_from(
+        &self,
+        server: &ServerName,
+        source: &SyncSource<'_>,
+        options: &SyncOptions,
+        monitor: &mut dyn Monitor,
+    ) -> Result<SyncReport> {
+        refuse_itself(self, source.id)?;
+        let writer = self.writer(&format!("sync of {server}"))?;
+        let _acting = self.as_owner()?;
+        let name = format!("sync-{server}");
+        let Some(_lock) = self.locks.try_exclusive(&name, &format!("sync of {server}"))? else {
+            return Err(Error::Occupied {
+                what: "A sync of this server",
+                holder: self.locks.holder(&name),
+                advice: "wait for its end",
+            });
+        };
+        let footers = Footers::open(self, source.id, Arc::clone(&source.packs))?;
+        let mut memory = self.sync_memory(server)?;
+        memory.begin(source.id, footers.made()?, format!("{:?}", options.rules));
+        self.write_sync_memory(server, &mut memory)?;
+        let reader = Arc::new(joined::reader(self, &footers.db, &footers.storage));
+        let mut sync = Sync {
+            node: self,
+            writer: &writer,
+            server,
+            footers: &footers,
+            options,
+            memory,
+            offer: Offer::default(),
+            wanted: Wanted::default(),
+            copier: Copier::new(self, &writer, &footers, Arc::clone(&reader)),
+            trees: TreeReader::new(reader),
+            seen: ChunkSet::new()?,
+            met: 0,
+            took_wal: Instant::now(),
+            report: SyncReport::default(),
+        };
+        sync.run(monitor)?;
+        Ok(sync.report)
+    }
+}
+
+/// A repository is no primary of itself, and the id becomes the name of a directory.
+fn refuse_itself(node: &Repository, primary: &str) -> Result<()> {
+    let is_id = primary.len() == 32 && primary.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if !is_id {
+        return Err(Error::Invalid(format!(
+            "The primary's repository.json has no id that a repository has: {primary:?}"
+        )));
+    }
+    if primary == node.settings().id {
+        return Err(Error::Invalid(
+            "The primary is this repository itself: primary_repository must name another one, and a copy of a repository \
+             is no primary of it"
+                .to_owned(),
+        ));
+    }
+    Ok(())
+}
+
+impl Sync<'_> {
+    fn run(&mut self, monitor: &mut dyn Monitor) -> Result<()> {
+        monitor.stage("Looking at the packs of the primary");
+        let began = now();
+        self.look(monitor)?;
+        self.take_server()?;
+        self.take_histories()?;
+        let backups = self.wanted_backups()?;
+        if self.options.wal {
+            monitor.stage(&format!("Copying the WAL of {}", self.server));
+            self.take_wal(monitor)?;
+        }
+        // The newest first: it is what a recovery needs most.
+        for backup in backups.iter().rev() {
+            monitor.stage(&format!("Copying backup {} of {}", backup.body.id, self.server));
+            self.take_or_tell(backup, monitor)?;
+        }
+        if self.options.wal && !self.report.backups.is_empty() {
+            self.look_again(monitor)?;
+        }
+        if self.options.deletions {
+            self.apply_deletions()?;
+        }
+        self.report.copied_bytes = self.copier.copied_bytes;
+        self.report.copied_chunks = self.copier.copied_chunks;
+        let is_all = self.options.wal && self.options.backups == SyncedBackups::All;
+        if is_all && self.report.problems.is_empty() {
+            self.memory.synced_at = Some(now());
+            self.memory.current_at = Some(began);
+        }
+        self.memory.error = None;
+        self.memory.problems.clone_from(&self.report.problems);
+        self.save()
+    }
+
+    fn save(&mut self) -> Result<()> {
+        self.node.write_sync_memory(self.server, &mut self.memory)
+    }
+
+    /// Reads what the primary has now.
+    fn look(&mut self, monitor: &mut dyn Monitor) -> Result<()> {
+        let found = self.footers.refresh(self.node, monitor)?;
+        self.report.new_packs += found.new_packs;
+        self.report.gone_packs += found.gone_packs;
+        for problem in found.problems {
+            let text = format!("Pack {} of the primary is not used: {}", problem.pack, problem.reason);
+            if !self.report.problems.contains(&text) {
+                self.report.problems.push(text);
+            }
+        }
+        let mut offer = Offer::of(self.footers, self.server)?;
+        if self.report.problems.len() < 100 {
+            let known = &self.report.problems;
+            let new: Vec<String> = offer
+                .problems
+                .drain(..)
+                .filter(|text| !known.contains(text))
+                .collect();
+            self.report.problems.extend(new);
+        }
+        self.offer = offer;
+        self.wanted = self.wanted_wal()?;
+        Ok(())
+    }
+
+    /// The name belongs to the same cluster on both.
+    fn take_server(&mut self) -> Result<()> {
+        let Some(there) = &self.offer.server else {
+            let note = format!("The primary has nothing of server {}", self.server);
+            self.report.notes.push(note);
+            return Ok(());
+        };
+        match self.node.system_id(self.server)? {
+            Some(expected) if expected != there.body.system_id => Err(Error::OtherSystem {
+                server: self.server.clone(),
+                expected,
+                found: there.body.system_id,
+            }),
+            Some(_) => Ok(()),
+            None => {
+                let record = there.record.clone();
+                self.copier.record(record)?;
+                self.copier.publish()
+            }
+        }
+    }
+
+    /// Decisions about histories come with the files that they take.
+    fn take_histories(&mut self) -> Result<()> {
+        for history in self.offer.histories.clone() {
+            if self.node.db.read(|db| is_here(db, history.record.id))? {
+                continue;
+            }
+            if let Err(error) = self.node.refuse_foreign_decision(&history) {
+                self.report.problems.push(error.to_string());
+                continue;
+            }
+            if let Err(error) = self.take_history(&history) {
+                self.not_taken("A decision about the history", error)?;
+            }
+        }
+        self.copier.publish()
+    }
+
+    fn take_history(&mut self, history: &Said<crate::archive::history::records::HistoryRecord>) -> Result<()> {
+        use crate::archive::history::records::Event;
+        let taken = match &history.body.event {
+            Event::Fork { .. } => &[][..],
+            Event::Keep { taken, .. } => taken,
+            Event::Restart(restart) => &restart.taken,
+        };
+        for id in taken {
+            let Some(file) = self.offer.quarantined.get(id).cloned() else {
+                continue;
+            };
+            if !self.node.db.read(|db| is_here(db, *id))? {
+                self.copy_file(&file.body.file.map)?;
+                self.copier.record(file.record)?;
+            }
+        }
+        self.copier.record(history.record.clone())
+    }
+
+    /// The backups to copy, oldest first.
+    fn wanted_backups(&mut self) -> Result<Vec<Said<Backup>>> {
+        let mut wanted = Vec::new();
+        if self.options.backups == SyncedBackups::Nothing {
+            return Ok(wanted);
+        }
+        let here = self.node.backups(self.server)?;
+        for backup in self.offer.backups.clone() {
+            let (id, record) = (backup.body.id, backup.record.id);
+            let is_chosen = match self.options.backups {
+                SyncedBackups::Only(only) => id == only,
+                _ => true,
+            };
+            if !is_chosen || here.iter().any(|other| other.record == Some(record)) {
+                continue;
+            }
+            let was_here = self.memory.fetched.contains(&record) || self.node.db.read(|db| is_here(db, record))?;
+            if was_here {
+                self.report.deleted_here.push(id);
+            } else if here.iter().any(|other| other.id == id && other.is_complete()) {
+                let problem = format!("Backup {id} of the primary is not taken: there is another one of this id here");
+                self.report.problems.push(problem);
+            } else {
+                wanted.push(backup);
+            }
+        }
+        if let SyncedBackups::Only(id) = self.options.backups {
+            self.refuse_unknown(id, &here)?;
+            return Ok(wanted);
+        }
+        let obsolete = self.obsolete(&wanted)?;
+        wanted.retain(|backup| !obsolete.contains(&backup.body.id));
+        self.report.obsolete = obsolete;
+        Ok(wanted)
+    }
+
+    fn refuse_unknown(&self, id: BackupId, here: &[Backup]) -> Result<()> {
+        let is_known = self.offer.backups.iter().any(|backup| backup.body.id == id)
+            || here.iter().any(|backup| backup.id == id);
+        match is_known {
+            true => Ok(()),
+            false => Err(Error::NoSuchBackup {
+                server: self.server.clone(),
+                selector: format!("{id} on the primary"),
+            }),
+        }
+    }
+
+    /// Copies a backup. What is wrong with it stops nothing behind it.
+    fn take_or_tell(&mut self, backup: &Said<Backup>, monitor: &mut dyn Monitor) -> Result<()> {
+        let what = format!("Backup {}", backup.body.id);
+        // A sweep of the primary may move its chunks while they are copied: then they are looked for again.
+        for is_last in [false, false, true] {
+            match self.take_backup(backup, monitor) {
+                Err(error) if is_gone(&error) && !is_last => {
+                    self.forget_attempt()?;
+                    self.look(monitor)?;
+                    let record = backup.record.id;
+                    if !self.offer.backups.iter().any(|other| other.record.id == record) {
+                        let note = format!("{what} was deleted on the primary while it was copied");
+                        self.report.notes.push(note);
+                        return Ok(());
+                    }
+                    self.report.notes.push(format!(
+                        "The primary has moved data of backup {} while it was copied: it is copied from there",
+                        backup.body.id
+                    ));
+                }
+                Err(error) => return self.not_taken(&what, error),
+                Ok(()) => return Ok(()),
+            }
+        }
+        Ok(())
+    }
+
+    fn take_backup(&mut self, backup: &Said<Backup>, monitor: &mut dyn Monitor) -> Result<()> {
+        let expected = self.offer.server.as_ref().map(|server| server.body.system_id);
+        if expected.is_some_and(|expected| expected != backup.body.system_id) {
+            return Err(barmanfs_store::Error::damaged(
+                "Its record",
+                format!("It is of the cluster {}", backup.body.system_id),
+            )
+            .into());
+        }
+        let configurations = self.offer.configurations.get(&backup.record.id).cloned();
+        let configurations = configurations.unwrap_or_default();
+        if let Some(root) = &backup.body.root {
+            self.copy_tree(&root.directory, monitor)?;
+        }
+        for files in &configurations {
+            self.copy_tree(&files.body.files.directory, monitor)?;
+        }
+        let mut records: Vec<Record> = vec![backup.record.clone()];
+        records.extend(configurations.into_iter().map(|files| files.record));
+        records.into_iter().try_for_each(|record| self.copier.record(record))?;
+        self.copier.publish()?;
+        self.memory.fetched.push(backup.record.id);
+        self.report.backups.push(backup.body.id);
+        self.save()
+    }
+
+    fn copy_tree(&mut self, directory: &DirectoryRef, monitor: &mut dyn Monitor) -> Result<()> {
+        let trees = self.trees.clone();
+        trees.chunks_of(directory, &mut |id, role| Ok(self.meet(id, role, monitor)?))?;
+        self.copier.copy_wanted()
+    }
+
+    /// A chunk of a tree is met: whether to go on with what it refers to.
+    fn meet(&mut self, id: ChunkId, role: ChunkRole, monitor: &mut dyn Monitor) -> Result<bool> {
+        if self.seen.meet(&id, Role::Tree(role))? == Met::Before {
+            return Ok(false);
+        }
+        self.met += 1;
+        if self.met.is_multiple_of(TELL_EVERY) {
+            monitor.progress(self.copier.copied_bytes, None, Unit::Bytes);
+            if self.options.wal && self.took_wal.elapsed() >= WAL_EVERY {
+                self.look_again(monitor)?;
+            }
+        }
+        self.copier.want(id)?;
+        Ok(true)
+    }
+
+    /// Fetches the WAL that has come on the primary since.
+    fn look_again(&mut self, monitor: &mut dyn Monitor) -> Result<()> {
+        self.copier.copy_wanted()?;
+        self.look(monitor)?;
+        self.take_wal(monitor)
+    }
+
+    /// Reports what cannot be taken; an error of this repository or of the connection ends the sync.
+    fn not_taken(&mut self, what: &str, error: Error) -> Result<()> {
+        if !error.is_damage() && !matches!(error, Error::Store(barmanfs_store::Error::NewerFormat { .. })) {
+            return Err(error);
+        }
+        self.forget_attempt()?;
+        let problem = format!("{what} of {} is not taken: {error}", self.server);
+        self.report.problems.push(problem);
+        Ok(())
+    }
+
+    /// What was met is not all here.
+    fn forget_attempt(&mut self) -> Result<()> {
+        self.copier.forget_wanted();
+        self.seen = ChunkSet::new()?;
+        Ok(())
+    }
+}
+
+/// Whether something is not where it was.
+fn is_gone(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::Store(barmanfs_store::Error::MissingChunk(_) | barmanfs_store::Error::MissingPack(_))
+    )
+}
