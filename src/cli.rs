@@ -19,6 +19,7 @@ pub(crate) mod quarantine;
 pub(crate) mod restore;
 pub(crate) mod retention;
 pub(crate) mod server;
+pub(crate) mod sync;
 pub(crate) mod upkeep;
 pub(crate) mod wal;
 
@@ -64,7 +65,17 @@ const GROUPS: &[(&str, &[&str])] = &[
         "Use a backup",
         &["restore", "catchup", "patroni", "mount", "umount", "clone"],
     ),
-    ("Move in and out", &["import", "export"]),
+    (
+        "Move in and out",
+        &[
+            "import",
+            "export",
+            "sync",
+            "sync-backup",
+            "sync-wals",
+            "sync-info",
+        ],
+    ),
     (
         "Check",
         &[
@@ -364,6 +375,22 @@ pub(crate) enum Command {
     /// Take over backups and WAL from other tools
     #[command(after_help = import::IMPORT_HELP)]
     Import(import::ImportArgs),
+
+    /// Take over what the primary of a passive server has
+    #[command(after_help = sync::SYNC_HELP)]
+    Sync(sync::SyncArgs),
+
+    /// Take over one backup of the primary, whatever the policy says
+    #[command(after_help = sync::SYNC_BACKUP_HELP)]
+    SyncBackup(sync::SyncBackupArgs),
+
+    /// Take over the WAL of the primary alone
+    #[command(after_help = sync::SYNC_WALS_HELP)]
+    SyncWals(sync::SyncWalsArgs),
+
+    /// Show what is known of the last sync
+    #[command(after_help = sync::SYNC_INFO_HELP)]
+    SyncInfo(sync::SyncInfoArgs),
 
     /// Read archived WAL again that an earlier release could not read
     #[command(after_help = wal::INDEX_WAL_HELP)]

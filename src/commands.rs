@@ -38,6 +38,7 @@ pub(crate) mod stats;
 pub(crate) mod status;
 pub(crate) mod sweep;
 pub(crate) mod switch_wal;
+pub(crate) mod sync;
 pub(crate) mod terminate_process;
 pub(crate) mod timeline;
 pub(crate) mod umount;
@@ -97,7 +98,7 @@ pub(crate) fn run(cli: Cli, form: Form) -> Result<Outcome, Error> {
         Command::Version(json) => version::run(&mut out, json),
         Command::Umount(args) => umount::run(&args),
         // The configuration is on the other host, and so are the backups.
-        Command::Agent(args) => agent(&args),
+        Command::Agent(args) if args.packs.is_none() => agent(&args),
         Command::Init(args) => init::run(&mut out, &cli.global, &args),
         // It works without a readable configuration, too.
         Command::Diagnose(_) => {
@@ -178,7 +179,12 @@ impl App {
             Command::Patroni(command) => restore::patroni(self, &command),
             Command::Mount(args) => mount::run(self, args),
             Command::Umount(args) => umount::run(&args),
-            Command::Agent(args) => agent(&args),
+            Command::Agent(args) => match &args.packs {
+                None => agent(&args),
+                Some(server) => {
+                    crate::sync::serve::run(&self.config.repository, server).map(|()| Outcome::Done)
+                }
+            },
             Command::Init(args) => init::run(&mut self.out, &self.options, &args),
             Command::Export(args) => export::run(self, &args),
             Command::Clone(command) => clone::run(self, &command),
@@ -195,6 +201,10 @@ impl App {
             Command::Retention(args) => retention::run(self, &args),
             Command::Keep(args) => keep::run(self, &args),
             Command::Sweep(json) => sweep::run(self, json),
+            Command::Sync(args) => sync::run(self, &args),
+            Command::SyncBackup(args) => sync::backup(self, &args),
+            Command::SyncWals(args) => sync::wals(self, &args),
+            Command::SyncInfo(args) => sync::info(self, &args),
             Command::Quarantine(args) => quarantine::run(self, &args),
             Command::RebuildCatalog(args) => rebuild_catalog::run(self, &args),
             Command::Import(args) => import::run(self, &args),

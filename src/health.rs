@@ -8,6 +8,7 @@
 //! - [`archive`]: the server's backups and WAL in the repository, by the rules in [`backups`], [`reliability`],
 //!   [`wal_store`], [`clones`] and [`snapshots`].
 //! - [`server`], [`streaming`], [`wal_arrival`]: the server, and whether its WAL arrives.
+//! - [`passive`]: the primary of a passive node, instead of the server.
 //! - [`wal_host`]: the host that WAL is received from, where that is another one.
 //! - [`extent`]: what the repository takes, for metrics.
 //! - [`standing`]: facts that `status` and others show, without a judgement.
@@ -24,6 +25,7 @@ pub(crate) mod figures;
 mod finding;
 mod gate;
 pub(crate) mod losses;
+mod passive;
 mod reliability;
 mod repository;
 mod retention;
@@ -195,6 +197,9 @@ fn all(path: &Path, subject: Subject<'_>, findings: &mut Findings) {
     let stored = stored(path, subject, findings);
     let stored = stored.as_ref();
     findings.note(|figures| figures.is_up = Some(false));
+    if subject.server.is_passive() {
+        return passive::check(subject, stored, findings);
+    }
     let mut connections = Connections::open(subject.server, findings);
     let answered = connections.as_mut().and_then(|connections| {
         findings.note(|figures| figures.is_up = Some(connections.are_complete(subject.server)));

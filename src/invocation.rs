@@ -24,6 +24,11 @@ impl Invocation {
         }
     }
 
+    /// The file of the configuration that was given on the command line.
+    pub(crate) fn config(&self) -> Option<&Path> {
+        self.config.as_deref()
+    }
+
     /// The command line for a shell: `/usr/local/bin/barmanfs -c /etc/other.conf ARGUMENTS`.
     pub(crate) fn with(&self, arguments: &str) -> String {
         let mut line = quoted(&self.program);

@@ -45,6 +45,7 @@ mod schedule;
 mod signals;
 mod size;
 mod snapshot;
+mod sync;
 #[cfg(test)]
 mod testing;
 mod unfinished;

@@ -22,6 +22,7 @@ mod server;
 mod shown_server;
 mod status;
 mod surroundings;
+pub(crate) mod sync;
 mod wal;
 
 use serde::Serialize;

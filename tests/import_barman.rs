@@ -56,6 +56,41 @@ fn report(run: &Run) -> Value {
     serde_json::from_slice(&run.stdout).unwrap_or_else(|error| panic!("{error}: {run}"))
 }
 
+/// A passive node follows this Barman, backup by backup.
+pub(crate) fn follow(install: &'static Install, node: &dyn Fn(&Path) -> Site) {
+    let (site, server) = barmans_server(install);
+    let Some(mut barman) = Barman::new(&site, &server) else {
+        return;
+    };
+    barman.set("backup_method = local-rsync\nreuse_backup = link");
+    let mut names = vec![barman.backup("")];
+    let node = node(&barman.home());
+    let sync = |node: &Site| node.json(&["sync", "main"])["servers"][0].clone();
+    let first = sync(&node);
+    assert_eq!(first["backups"].as_array().unwrap().len(), 1, "{first}");
+    server.query("INSERT INTO a SELECT generate_series(1, 1000)");
+    names.push(barman.backup(""));
+    let second = sync(&node);
+    assert_eq!(second["backups"].as_array().unwrap().len(), 1, "{second}");
+    assert_eq!(second["problems"], serde_json::json!([]), "{second}");
+    let here = node.backups();
+    let of_barman: Vec<&str> = here
+        .iter()
+        .map(|backup| backup["imported"]["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(of_barman, names);
+    assert!(here.iter().all(|backup| backup["status"] == "DONE"), "{here:?}");
+    node.barmanfs(&["check", "main"])
+        .ok()
+        .says(&["primary Barman home: OK"]);
+    // What was deleted here stays deleted.
+    node.ok(&["delete", "main", here[0]["id"].as_str().unwrap()]);
+    let third = sync(&node);
+    assert_eq!(third["deleted_here"].as_array().unwrap().len(), 1, "{third}");
+    assert_eq!(node.backup_ids().len(), 1);
+    node.ok(&["verify"]);
+}
+
 /// The backups of a report with this state, by their names.
 fn in_state<'v>(report: &'v Value, state: &str) -> Vec<&'v str> {
     let backups = report["backups"].as_array().expect("a list of backups").iter();

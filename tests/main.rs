@@ -52,6 +52,7 @@ mod mount_lifecycle;
 mod nobody_gets_in;
 mod odd_files;
 mod over_ssh;
+mod passive;
 mod patroni;
 mod pitr;
 mod quarantine;
@@ -97,6 +98,7 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("wal_level", wal_level::TESTS),
     ("pitr", pitr::TESTS),
     ("patroni", patroni::TESTS),
+    ("passive", passive::TESTS),
     ("restore", restore::TESTS),
     ("restore_options", restore_options::TESTS),
     ("catchup", catchup::TESTS),

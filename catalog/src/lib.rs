@@ -48,7 +48,7 @@ pub use archive::wal::{
 };
 pub use error::{Error, Result};
 pub use home::owner::{AsOwner, Owner};
-pub use home::settings::{Compression, CreateOptions, Settings};
+pub use home::settings::{Compression, CreateOptions, Settings, repository_id};
 pub use index::repository::Repository;
 pub use index::unread::{PackProblem, UnreadPack, count_unread};
 pub use index::writer::Writer;
@@ -67,6 +67,6 @@ pub use upkeep::processes::{Task, WorkingProcess};
 pub use upkeep::rebuild::{BackupsOf, RebuildReport};
 pub use upkeep::stats::{BackupStats, PackTotals, ServerStats, Sizes, Stats};
 pub use upkeep::sweep::{Forecast, SweepOptions, SweepReport};
-pub use upkeep::sync::{SyncMemory, SyncOptions, SyncReport, SyncSource, SyncedBackups};
+pub use upkeep::sync::{SyncLock, SyncMemory, SyncOptions, SyncReport, SyncSource, SyncedBackups};
 pub use upkeep::verify::round::{VerifiedPart, VerifyRound};
 pub use upkeep::verify::{Damage, VerifyReport, VerifyScope};

@@ -380,6 +380,53 @@ impl Repository {
         Ok(judged)
     }
 
+    /// Of backups that may come from elsewhere, given by their ids with begin and end, those that the policy would delete at
+    /// once.
+    ///
+    /// # Errors
+    /// When the catalog cannot be read.
+    pub fn obsolete_if_here(
+        &self,
+        server: &ServerName,
+        coming: &[(BackupId, TimestampMicros, TimestampMicros)],
+        rules: &RetentionRules,
+        now: TimestampMicros,
+    ) -> Result<BTreeSet<BackupId>> {
+        let here = self.backups(server)?;
+        let known = self.reliability(&here)?;
+        let keeps = self.keeps(&here, now)?;
+        let of_here = here.iter().filter(|backup| is_judged(backup, server));
+        let mut candidates: Vec<Candidate> = of_here
+            .map(|backup| Candidate {
+                id: backup.id,
+                begin_time: backup.begin_time,
+                end_time: backup.end_time.unwrap_or(backup.begin_time),
+                doubtful: known.is_doubtful(backup.id),
+                kept: keeps.get(&backup.id).map(|keep| keep.target),
+            })
+            .collect();
+        let is_here = |id: BackupId| here.iter().any(|backup| backup.id == id);
+        candidates.extend(coming.iter().filter(|(id, ..)| !is_here(*id)).map(
+            |(id, begin_time, end_time)| Candidate {
+                id: *id,
+                begin_time: *begin_time,
+                end_time: *end_time,
+                doubtful: false,
+                kept: None,
+            },
+        ));
+        let at = Circumstances {
+            now,
+            zone: zone_of(&here),
+            minimum_redundancy: rules.minimum_redundancy,
+        };
+        Ok(verdicts(candidates, rules, &at)
+            .into_iter()
+            .filter(|verdict| verdict.state == RetentionState::Obsolete && !is_here(verdict.id))
+            .map(|verdict| verdict.id)
+            .collect())
+    }
+
     /// What keeps a backup from being deleted now.
     fn holder_of(&self, backup: &Backup) -> Result<Option<String>> {
         let clones = self.clones_of(backup)?;

@@ -48,6 +48,9 @@ pub(crate) fn list(
         } else if server.disabled {
             description += " (WARNING: disabled)";
         }
+        if server.passive {
+            description += " (Passive)";
+        }
         match format {
             Format::Json => out.barman_result(server.name.as_str(), json!({"description": description}))?,
             Format::Console if minimal => out.line(&server.name)?,
@@ -143,12 +146,9 @@ fn keyed(check: &Check) -> (String, Value) {
 pub(crate) fn status(out: &mut Output, servers: &[ServerStatus]) -> Result<(), Error> {
     for server in servers {
         let fact = |description: &str, message: &str| json!({"description": description, "message": message});
-        // What does not exist here.
-        let absent = [("passive_node", fact("Passive node", "False"))];
-        let mut facts: Map<String, Value> = absent
-            .into_iter()
-            .map(|(key, fact)| (key.to_owned(), fact))
-            .collect();
+        let passive = if server.is_passive() { "True" } else { "False" };
+        let mut facts = Map::new();
+        facts.insert("passive_node".to_owned(), fact("Passive node", passive));
         for line in server.lines() {
             facts.insert(line.key.to_owned(), fact(line.description, &line.message));
         }

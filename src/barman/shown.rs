@@ -35,7 +35,7 @@ pub(crate) fn servers(out: &mut Output, format: Format, servers: &[ShownServer])
 /// All that is shown of a server. Facts come over keys of the same name, as in Barman.
 fn fields(server: &ShownServer) -> Map<String, Value> {
     let mut fields = configuration(server);
-    fields.insert("passive_node".to_owned(), json!(false));
+    fields.insert("passive_node".to_owned(), json!(server.passive));
     let backups = server.hosts.iter().find(|host| host.host == "backup");
     if let Some(host) = backups {
         fields.extend(status(host));

@@ -187,6 +187,9 @@ pub(crate) struct AgentArgs {
     /// Bring a connection to the agent that waits at this socket
     #[arg(long, value_name = "SOCKET")]
     pub(crate) join: Option<PathBuf>,
+    /// Give the packs of this host's repository to a passive node, for this server
+    #[arg(long, value_name = "SERVER", conflicts_with = "join")]
+    pub(crate) packs: Option<String>,
 }
 
 /// The target of a recovery.

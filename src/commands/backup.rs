@@ -28,6 +28,11 @@ pub(crate) fn run(app: &mut App, args: &BackupArgs) -> Result<Outcome, Error> {
             app.config.file.display()
         )));
     }
+    let (passive, servers): (Vec<_>, Vec<_>) = servers.into_iter().partition(ServerConfig::is_passive);
+    skip(app, args, &passive)?;
+    if servers.is_empty() {
+        return Ok(Outcome::Done);
+    }
     let repository = open_or_create(app)?;
     let stop = Stop::watch()?;
     let options = options(app, args);
@@ -62,6 +67,18 @@ pub(crate) fn run(app: &mut App, args: &BackupArgs) -> Result<Outcome, Error> {
         (None, true) => Ok(Outcome::Done),
         (None, false) => Ok(Outcome::Problems),
     }
+}
+
+/// The backups of passive servers are those of their primaries. Barman has these words, and this exit code.
+fn skip(app: &mut App, args: &BackupArgs, passive: &[ServerConfig]) -> Result<(), Error> {
+    for server in passive {
+        let text = format!("Skipping passive server '{}'", server.name);
+        match app.options.quiet || args.json.json || app.options.format.is_some() {
+            true => tracing::info!("{text}"),
+            false => app.out.line(text)?,
+        }
+    }
+    Ok(())
 }
 
 fn options(app: &App, args: &BackupArgs) -> BackupOptions {

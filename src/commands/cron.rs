@@ -39,6 +39,10 @@ const BACKUPS_LOOKED_AT: usize = 8;
 /// Number of scheduled backups at one time: each uses all cores and one connection at full speed.
 const BACKUPS_AT_ONCE: usize = 2;
 
+/// Servers that are synced with their primaries at one time: the first sync of one may take hours, and the others must not
+/// wait for it.
+const SYNCS_AT_ONCE: usize = 4;
+
 /// Processes that apply policies at one time. Each proves first that the catalog knows all packs, which takes seconds
 /// where there are millions, and then does one server after the other.
 const RETENTIONS_AT_ONCE: usize = 2;
@@ -94,6 +98,8 @@ pub(crate) fn run(app: &mut App, args: &CronArgs) -> Result<Outcome, Error> {
         retentions: Vec::new(),
         backups: Vec::new(),
         boot_tests: Vec::new(),
+        syncs_running: 0,
+        syncs: Vec::new(),
     };
     round.count_running(&servers)?;
     let mut errors: BTreeMap<&ServerName, String> = BTreeMap::new();
@@ -130,7 +136,8 @@ pub(crate) fn run(app: &mut App, args: &CronArgs) -> Result<Outcome, Error> {
 /// The repository. The first scheduled backup may create it, as any backup may.
 fn open(app: &App) -> Result<Repository, Error> {
     let mut servers = app.config.servers.iter();
-    match servers.any(|server| server.active && server.backup_schedule.is_some()) {
+    let may_create = |server: &ServerConfig| server.backup_schedule.is_some() || server.is_passive();
+    match servers.any(|server| server.active && may_create(server)) {
         true => backup::open_or_create(app),
         false => app.repository_for_writing(),
     }
@@ -156,6 +163,8 @@ struct Round<'a> {
     retentions: Vec<Due>,
     backups: Vec<Due>,
     boot_tests: Vec<Due>,
+    syncs_running: usize,
+    syncs: Vec<Due>,
 }
 
 /// A task of a server that is due.
@@ -189,6 +198,12 @@ impl Round<'_> {
                 .is_task_running(CronTask::Retention, Some(&server.name))?;
             self.retentions_running += usize::from(runs);
         }
+        for server in servers.iter().filter(|server| server.is_passive()) {
+            let runs = self
+                .repository
+                .is_task_running(CronTask::Sync, Some(&server.name))?;
+            self.syncs_running += usize::from(runs);
+        }
         Ok(())
     }
 
@@ -208,6 +223,7 @@ impl Round<'_> {
         let steps = [
             Self::complete_backups,
             Self::apply_policies,
+            Self::sync,
             Self::receive_wal,
             Self::archive_incoming,
             Self::back_up,
@@ -270,11 +286,27 @@ impl Round<'_> {
             .is_quiet(server, rules, quiet, newest, moment::now())?)
     }
 
+    /// Takes over what the primary of a passive server has.
+    fn sync(&mut self, subject: &Subject<'_>) -> Result<(), Error> {
+        let name = &subject.server.name;
+        let last = subject.memory.tasks.get(&CronTask::Sync);
+        if !subject.server.is_passive()
+            || subject.server.is_disabled()
+            || !due::may_try_again(last, self.now)
+            || self.repository.is_task_running(CronTask::Sync, Some(name))?
+        {
+            return Ok(());
+        }
+        self.syncs.push(subject.due(CronTask::Sync));
+        Ok(())
+    }
+
     /// Starts a receiver where there is none. It stops none: a person or a service manager may have started it.
     fn receive_wal(&mut self, subject: &Subject<'_>) -> Result<(), Error> {
         let name = &subject.server.name;
         let last = subject.memory.tasks.get(&CronTask::ReceiveWal);
         if !subject.server.streaming_archiver
+            || subject.server.is_passive()
             || self.repository.receiver(name)?.is_some()
             || self
                 .repository
@@ -294,7 +326,7 @@ impl Round<'_> {
     fn archive_incoming(&mut self, subject: &Subject<'_>) -> Result<(), Error> {
         let server = subject.server;
         let directory = match &server.incoming_wals_directory {
-            Some(directory) if server.archiver != Archiver::Off => directory,
+            Some(directory) if server.archiver != Archiver::Off && !server.is_passive() => directory,
             _ => return Ok(()),
         };
         let waiting = incoming::waiting(directory)
@@ -316,7 +348,7 @@ impl Round<'_> {
         let Some(schedule) = &subject.server.backup_schedule else {
             return Ok(());
         };
-        if subject.server.is_disabled() {
+        if subject.server.is_disabled() || subject.server.is_passive() {
             return Ok(());
         }
         let runs = |backup: &Backup| backup.status == BackupStatus::Started;
@@ -343,6 +375,7 @@ impl Round<'_> {
         let audited = subject.memory.audit.as_ref().map(|audit| audit.backup);
         let last = subject.memory.tasks.get(&CronTask::Audit);
         if subject.server.audit_sample == 0
+            || subject.server.is_passive()
             || audited == Some(backup.id)
             || !due::may_try_again(last, moment::now())
             || self
@@ -396,7 +429,9 @@ impl Round<'_> {
             true => 0,
             false => 1,
         };
+        let syncs = SYNCS_AT_ONCE.saturating_sub(self.syncs_running);
         let queues = [
+            (CronTask::Sync, std::mem::take(&mut self.syncs), syncs),
             (CronTask::Backup, std::mem::take(&mut self.backups), backups),
             (
                 CronTask::BootTest,

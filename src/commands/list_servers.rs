@@ -51,6 +51,7 @@ fn describe(app: &App, repository: Option<&Repository>, name: ServerName) -> Res
         configured: configured.is_some(),
         active: configured.is_some_and(|server| server.active),
         disabled: configured.is_some_and(ServerConfig::is_disabled),
+        passive: configured.is_some_and(ServerConfig::is_passive),
         system_id,
         backups: backups.iter().filter(|backup| backup.has_ended_well()).count(),
         last_backup_time: backups
@@ -76,6 +77,7 @@ fn table(servers: &[ListedServer]) -> Table {
             } => Cell::styled("not configured", Style::Yellow),
             ListedServer { disabled: true, .. } => Cell::styled("disabled", Style::Red),
             ListedServer { active: false, .. } => Cell::styled("inactive", Style::Yellow),
+            ListedServer { passive: true, .. } => Cell::styled("passive", Style::Green),
             _ => Cell::styled("active", Style::Green),
         };
         table.row([

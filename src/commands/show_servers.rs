@@ -49,7 +49,10 @@ fn chosen(app: &App, names: &[String]) -> Result<Vec<ServerConfig>, Error> {
 /// A server with what its hosts say.
 pub(super) fn show_one(server: &ServerConfig) -> ShownServer {
     let mut hosts = vec![("backup", Host::Backup)];
-    if server.has_wal_host() {
+    if server.is_passive() {
+        hosts.clear();
+    }
+    if server.has_wal_host() && !server.is_passive() {
         hosts.push(("wal", Host::Wal));
     }
     let hosts = each(&hosts, |(name, host)| {
@@ -62,6 +65,7 @@ fn show(out: &mut Output, server: &ShownServer) -> Result<(), Error> {
     let state = match (server.active, server.disabled) {
         (_, true) => " (disabled)",
         (false, false) => " (inactive)",
+        (true, false) if server.passive => " (Passive)",
         (true, false) => "",
     };
     let name = out.paint(&server.server, Style::Bold);

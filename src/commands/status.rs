@@ -37,5 +37,9 @@ pub(crate) fn run(app: &mut App, args: &StatusArgs) -> Result<Outcome, Error> {
 }
 
 fn status(server: &ServerConfig, repository: Option<&Repository>) -> Result<ServerStatus, Error> {
-    Ok(ServerStatus::new(server, Standing::of(server, repository)?))
+    let status = ServerStatus::new(server, Standing::of(server, repository)?);
+    Ok(match repository.filter(|_| server.is_passive()) {
+        Some(repository) => status.with_sync(&repository.sync_memory(&server.name)?),
+        None => status,
+    })
 }

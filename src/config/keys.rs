@@ -25,12 +25,7 @@ pub(super) fn of_servers() -> impl Iterator<Item = &'static str> {
 }
 
 /// Barman's keys of a server that have an effect here only by what is wrong with them, or on another key.
-pub(super) const WITHOUT_VALUE: [&str; 4] = [
-    "reuse_backup",
-    "primary_ssh_command",
-    "basebackups_directory",
-    "wals_directory",
-];
+pub(super) const WITHOUT_VALUE: [&str; 3] = ["reuse_backup", "basebackups_directory", "wals_directory"];
 
 /// Barman's keys of a server that have no value here.
 pub(crate) fn of_barman_alone() -> impl Iterator<Item = &'static str> {
@@ -68,6 +63,9 @@ const SERVER: &[&str] = &[
     "active",
     "cluster",
     "incoming_wals_directory",
+    "primary_repository",
+    "primary_home",
+    "primary_kind",
     "basebackups_directory",
     "wals_directory",
 ];
@@ -86,6 +84,10 @@ const SERVER_OR_GLOBAL: &[&str] = &[
     "bandwidth_limit",
     "streaming_backup_name",
     "primary_ssh_command",
+    "forward_config_path",
+    "sync_deletions",
+    "sync_partial",
+    "last_sync_maximum_age",
     "encryption",
     "clone_max_size",
     "clone_max_count",
@@ -192,10 +194,7 @@ const NO_EFFECT: &[(&str, &[&str])] = &[
         "there is no encryption, and nothing to decrypt",
         &["encryption_key_id", "encryption_passphrase_command"],
     ),
-    (
-        "passive nodes and WarehousePG are not supported",
-        &["forward_config_path", "warehousepg_dbid"],
-    ),
+    ("WarehousePG is not supported", &["warehousepg_dbid"]),
     ("cloud storage is not supported", CLOUD),
     (
         "'snapshot_command' and the commands beside it are run as they are: name the provider, the instance and the zone in them",
@@ -226,6 +225,10 @@ const SAFETY: &[&str] = &[
     "slot_name",
     "backup_method",
     "primary_ssh_command",
+    "primary_repository",
+    "primary_home",
+    "primary_kind",
+    "sync_deletions",
     "encryption",
     "basebackups_directory",
     "wals_directory",

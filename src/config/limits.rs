@@ -36,6 +36,8 @@ pub(crate) struct Limits {
     pub(crate) backup_age: Option<Age>,
     /// `last_wal_maximum_age`: the age of the last arrival, while the server writes.
     pub(crate) wal_age: Option<Age>,
+    /// `last_sync_maximum_age`: how long ago a passive node had all WAL of its primary.
+    pub(crate) sync_age: Option<Age>,
     /// `last_boot_test_maximum_age`: the age of the newest boot test of any backup.
     pub(crate) boot_test_age: Option<Age>,
     /// `clone_maximum_age`: the age of the oldest clone.

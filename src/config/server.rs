@@ -2,6 +2,9 @@
 
 mod effective;
 pub(crate) use effective::Value;
+mod primary;
+use primary::Primary;
+pub(crate) use primary::PrimaryKind;
 mod set;
 
 use std::path::PathBuf;
@@ -152,6 +155,8 @@ pub(crate) struct ServerConfig {
     pub(crate) parallel_jobs: Option<usize>,
     /// The name of this host for copies on other hosts, which fetch WAL from here.
     pub(crate) recovery_host: Option<String>,
+    /// The site that this one takes backups and WAL over from, instead of the server.
+    pub(crate) primary: Primary,
 }
 
 impl ServerConfig {
@@ -205,7 +210,13 @@ impl ServerConfig {
             delta_restore: false,
             parallel_jobs: None,
             recovery_host: None,
+            primary: Primary::default(),
         }
+    }
+
+    /// Whether its backups and WAL come from another site. Then nothing connects to the server.
+    pub(crate) fn is_passive(&self) -> bool {
+        self.primary.is_set()
     }
 
     /// Whether its configuration has errors. Then it gets no backup, no stream and no deletion; what is stored can be read.

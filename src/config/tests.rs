@@ -241,7 +241,7 @@ fn a_wrong_value_disables_the_server_it_belongs_to() {
     let text = "[barmanfs]\nrepository = /r\nlog_level = loud\nminimum_redundancy = few\n\
                 [a]\nminimum_redundancy = 1\n[b]\n[c]\nminimum_redundancy =\narchiver = perhaps\nactive = maybe\n\
                 [all]\n[../x]\n[my server]\n[d]\nminimum_redundancy = 2\nconninfo = host=a hunter2\n\
-                [e]\nminimum_redundancy = 0\nencryption = gpg\nprimary_ssh_command = ssh b\nbackup_method = local-to-cloud\nwals_directory = s3://b/x\n";
+                [e]\nminimum_redundancy = 0\nencryption = gpg\nprimary_kind = tape\nbackup_method = local-to-cloud\nwals_directory = s3://b/x\n";
     let config = parse(text).unwrap();
     let disabled: Vec<_> = config
         .servers
@@ -257,7 +257,7 @@ fn a_wrong_value_disables_the_server_it_belongs_to() {
     /c/b.conf:11: 'active' is 'maybe': allowed are on and off: server c is disabled
     /c/b.conf:17: 'conninfo' is no connection string: Missing "=" after a word in the connection string. Write key=value pairs separated by blanks, and values with blanks in single quotes: server d is disabled
     /c/b.conf:20: 'encryption' is 'gpg', and barmanfs does not encrypt: nothing of this server is stored. Put the repository on an encrypted file system, and set 'encryption = none': server e is disabled
-    /c/b.conf:21: 'primary_ssh_command' makes this a passive node, and passive nodes are not supported: remove it to back up the server itself: server e is disabled
+    /c/b.conf:21: 'primary_kind' is 'tape': allowed are barmanfs and barman: server e is disabled
     /c/b.conf:22: 'backup_method' is 'local-to-cloud', which is not supported: allowed are postgres and snapshot: server e is disabled
     /c/b.conf:23: 'wals_directory' is in cloud storage, which is not supported: remove it, and set 'repository': server e is disabled
     /c/b.conf:12: Invalid server name "all": letters, digits, '_', '-' and '.' are allowed, not a '.' in front, and not "all"

@@ -87,6 +87,8 @@ fn matters(task: CronTask, last: &TaskMemory, server: &ServerConfig, seen: &Seen
         CronTask::BootTest => server.boot_test_schedule.is_some(),
         CronTask::Audit => server.audit_sample > 0,
         CronTask::Retention => true,
+        // A check of its own says more.
+        CronTask::Sync => false,
         // They are of the repository.
         CronTask::Notify | CronTask::Sweep | CronTask::Verify => false,
     }
@@ -102,7 +104,8 @@ fn runs(
 ) -> Option<Finding> {
     let scheduled = server.backup_schedule.is_some()
         || server.boot_test_schedule.is_some()
-        || server.retention_policy.is_some();
+        || server.retention_policy.is_some()
+        || server.is_passive();
     let scheduled =
         scheduled || server.incoming_wals_directory.is_some() || server.hooks.notify_command.is_some();
     let needed = scheduled || (server.streaming_archiver && memory.ran_at.is_some());

@@ -46,6 +46,8 @@ pub(crate) struct Figures {
     pub(crate) clones: Option<usize>,
     /// When the oldest of them was made.
     pub(crate) oldest_clone: Option<TimestampMicros>,
+    /// All WAL that its primary had archived at this time is here, if it is passive.
+    pub(crate) synced: Option<TimestampMicros>,
     /// What `cron` remembers of it.
     pub(crate) cron: Option<ServerMemory>,
     /// What its stream of WAL is behind.

@@ -32,7 +32,7 @@ pub(crate) use stored::{LastWal, Stored};
 /// What a server said of itself.
 #[derive(Debug)]
 pub(crate) enum Answer {
-    /// It was not asked, because it is inactive.
+    /// It was not asked, because it is inactive or passive.
     NotAsked,
     /// It did not answer.
     Failed(Error),
@@ -78,8 +78,9 @@ impl Standing {
     /// # Errors
     /// When the repository cannot be read. A server that does not answer is no error.
     pub(crate) fn of(server: &ServerConfig, repository: Option<&Repository>) -> Result<Self, Error> {
-        let asked = server.active.then(|| live::ask(server, Host::Backup));
-        let wal_host = (server.active && server.has_wal_host()).then(|| live::ask(server, Host::Wal));
+        let is_asked = server.active && !server.is_passive();
+        let asked = is_asked.then(|| live::ask(server, Host::Backup));
+        let wal_host = (is_asked && server.has_wal_host()).then(|| live::ask(server, Host::Wal));
         let stored = repository
             .map(|repository| Stored::of(repository, &server.name))
             .transpose()?;
@@ -92,7 +93,11 @@ impl Standing {
         };
         let (answer, mut exposure) = match asked {
             None => {
-                let why = "the server is inactive and was not asked".to_owned();
+                let why = match server.is_passive() {
+                    true => "this is a passive node, which does not ask the server",
+                    false => "the server is inactive and was not asked",
+                };
+                let why = why.to_owned();
                 (Answer::NotAsked, exposure::unasked(stored.as_ref(), server, why))
             }
             Some(Err(error)) => {

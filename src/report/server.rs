@@ -13,6 +13,8 @@ pub(crate) struct ListedServer {
     pub(crate) active: bool,
     /// Its configuration has errors.
     pub(crate) disabled: bool,
+    /// Its backups and WAL come from another site.
+    pub(crate) passive: bool,
     pub(crate) system_id: Option<SystemId>,
     pub(crate) backups: usize,
     pub(crate) last_backup_time: Option<TimestampMicros>,

@@ -20,6 +20,8 @@ pub(crate) struct ShownServer {
     pub(crate) active: bool,
     /// Its configuration has errors.
     pub(crate) disabled: bool,
+    /// Its backups and WAL come from another site, and it is not asked.
+    pub(crate) passive: bool,
     pub(crate) active_model: Option<String>,
     /// Why it is disabled.
     pub(crate) errors: Vec<String>,
@@ -121,6 +123,7 @@ impl ShownServer {
             server: server.name.to_string(),
             active: server.active,
             disabled: server.is_disabled(),
+            passive: server.is_passive(),
             active_model: server.active_model.clone(),
             errors: server.errors.iter().map(ToString::to_string).collect(),
             configuration: keys(server),
@@ -134,6 +137,7 @@ impl ShownServer {
             server: printable(section.name.as_bytes()),
             active: true,
             disabled: true,
+            passive: false,
             active_model: None,
             errors: vec![section.problem.to_string()],
             configuration: Vec::new(),

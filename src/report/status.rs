@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use barmanfs_catalog::{BackupId, Reach, ServerName};
+use barmanfs_catalog::{BackupId, Reach, ServerName, SyncMemory};
 use barmanfs_pg::wal_name::SegmentName;
 use barmanfs_pg::{Lsn, TimestampMicros};
 use serde::Serialize;
@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::config::ServerConfig;
 use crate::health::standing::{Answer, ArchiverStats, Exposure, LastWal, Live, Standing, Verdict};
 use crate::output;
+use crate::sync;
 
 /// What nothing is shown as.
 const NONE: &str = "None";
@@ -27,6 +28,14 @@ pub(crate) struct ServerStatus {
     disabled: bool,
     /// The model whose keys are over its own.
     active_model: Option<String>,
+    /// Its backups and WAL come from another site; then the server is not asked.
+    passive: bool,
+    /// That site.
+    primary: Option<String>,
+    /// When a sync last had everything.
+    last_sync_time: Option<TimestampMicros>,
+    /// All WAL that the primary had archived at this time is here.
+    last_sync_wal_time: Option<TimestampMicros>,
     /// What is kept, in Barman's words.
     retention_policies: String,
     /// Whether the server answered; null if it is inactive and was not asked.
@@ -151,6 +160,10 @@ impl ServerStatus {
             active: server.active,
             disabled: server.is_disabled(),
             active_model: server.active_model.clone(),
+            passive: server.is_passive(),
+            primary: server.is_passive().then(|| sync::described(server)),
+            last_sync_time: None,
+            last_sync_wal_time: None,
             retention_policies: policies(server),
             answers,
             error,
@@ -174,6 +187,18 @@ impl ServerStatus {
             rpo: rpo(&exposure),
             problems: live.problems,
         }
+    }
+
+    /// Adds what is remembered of the last sync.
+    pub(crate) fn with_sync(mut self, memory: &SyncMemory) -> Self {
+        self.last_sync_time = memory.synced_at;
+        self.last_sync_wal_time = memory.current_at;
+        self
+    }
+
+    /// Whether its backups and WAL come from another site.
+    pub(crate) fn is_passive(&self) -> bool {
+        self.passive
     }
 
     /// The server.
@@ -200,10 +225,24 @@ impl ServerStatus {
             "Retention policies",
             self.retention_policies.clone(),
         );
+        self.passive_lines(&mut lines);
         self.live_lines(&mut lines);
         self.backup_lines(&mut lines);
         self.own_lines(&mut lines);
         lines.0
+    }
+
+    fn passive_lines(&self, lines: &mut Lines) {
+        let Some(primary) = &self.primary else { return };
+        lines.add("passive_node", "Passive node", python_bool(true));
+        lines.add("primary", "Primary", output::printable(primary.as_bytes()));
+        let second = |time: Option<TimestampMicros>| time.map_or_else(|| NONE.to_owned(), output::second);
+        lines.add("last_sync", "Last complete sync", second(self.last_sync_time));
+        lines.add(
+            "last_sync_wal",
+            "All WAL of the primary up to",
+            second(self.last_sync_wal_time),
+        );
     }
 
     /// What the server says. Barman's text has these lines only if the server was asked.

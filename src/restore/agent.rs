@@ -14,4 +14,4 @@ pub(super) mod control;
 pub(crate) mod engine;
 pub(super) mod far;
 pub(super) mod serve;
-mod wire;
+pub(crate) mod wire;

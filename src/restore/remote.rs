@@ -12,7 +12,7 @@
 
 mod configuration;
 mod host;
-pub(super) mod shell;
+pub(crate) mod shell;
 mod stream;
 mod tree;
 

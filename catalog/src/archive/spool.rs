@@ -12,6 +12,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -194,6 +195,27 @@ impl Spool {
     /// When the file exists with another size, or cannot be made durable.
     pub fn begin(&self, name: SegmentName, size: SegmentSize) -> Result<SpoolFile> {
         SpoolFile::open(&self.directory, name, size)
+    }
+
+    /// Whether this segment was last received at `modified`: seconds and nanoseconds, as the file system has them.
+    pub fn has_received(&self, name: SegmentName, modified: (i64, i64)) -> bool {
+        let found = fs::metadata(self.path(name, false));
+        found.is_ok_and(|found| (found.mtime(), found.mtime_nsec()) == modified)
+    }
+
+    /// Replaces a partial segment by what another receiver has of it by now, and gives it the time of that. Durable when it
+    /// returns.
+    ///
+    /// # Errors
+    /// When it cannot be read or written; then the segment is as it was.
+    pub fn replace_partial(
+        &self,
+        name: SegmentName,
+        size: SegmentSize,
+        modified: (i64, i64),
+        content: &mut dyn Read,
+    ) -> Result<()> {
+        file::replace(&self.directory, name, size, modified, content)
     }
 
     /// Where a complete segment lies until it is archived.

@@ -15,6 +15,7 @@
 //! | `sweep` | a sweep | another sweep |
 //! | `backup-<server>` | a backup | another backup of the server |
 //! | `receive-<server>` | a process that receives WAL as a stream | another such process |
+//! | `sync-<server>` | a process that takes over what the primary of the server has | another such process |
 //! | `boot-<server>` | a boot test of one of its backups | another boot test of the server |
 //! | `index-wal-<server>` | a process that extracts again what its archived segments say | another such process |
 //! | `server-<server>` | a process that records a server's system id for the first time | another such process |
@@ -22,10 +23,11 @@
 //! | `neighbours-<server>` | the entry of one file into the archive | the entry of another file of the server |
 //! | `clone-<server>:<name>` | a process that serves, creates or removes a clone | another such process |
 //! | `read-<server>-<id>` | readers of a backup, shared | its deletion without force, which takes it alone |
+//! | `sync-packs-<repository>` | a process that reads the footers of a primary's new packs | another such process |
 //! | `cron-memory` | a change of what cron remembers | another such change |
 //! | `verify-<server>:<token>` | a verification; without a server one of everything | nothing: it shows that it is at work |
 //!
-//! A process that takes several locks takes them in the order of this table, and waits for none of the first eleven but
+//! A process that takes several locks takes them in the order of this table, and waits for none of the first twelve but
 //! `config`, `delete-<server>` and `writers`. So there is no deadlock.
 
 use std::fmt::Debug;

@@ -75,6 +75,14 @@ pub(crate) fn make_settings(path: &Path, options: CreateOptions) -> Result<()> {
     write_durably(&path.join(SETTINGS), format!("{json}\n").as_bytes())
 }
 
+/// The id of the repository in a directory, for those who read no more of it than its packs.
+///
+/// # Errors
+/// When there is none, or it is of a later release.
+pub fn repository_id(path: &Path) -> Result<String> {
+    Ok(read_settings(&Home::at(path)?)?.id)
+}
+
 /// Reads and checks repository.json.
 pub(crate) fn read_settings(home: &Home) -> Result<Settings> {
     let _acting = home.act()?;

@@ -60,6 +60,8 @@ pub enum CronTask {
     BootTest,
     /// To delete what a server's policies do not keep.
     Retention,
+    /// To take over what the primary of a passive server has.
+    Sync,
     /// To tell which checks of the servers fail.
     Notify,
     /// To free space of the repository.
@@ -69,13 +71,14 @@ pub enum CronTask {
 }
 
 /// All tasks.
-const TASKS: [CronTask; 9] = [
+const TASKS: [CronTask; 10] = [
     CronTask::ReceiveWal,
     CronTask::ArchiveWal,
     CronTask::Backup,
     CronTask::Audit,
     CronTask::BootTest,
     CronTask::Retention,
+    CronTask::Sync,
     CronTask::Notify,
     CronTask::Sweep,
     CronTask::Verify,
@@ -100,6 +103,7 @@ impl CronTask {
             Self::Audit => "audit",
             Self::BootTest => "boot-test",
             Self::Retention => "retention",
+            Self::Sync => "sync",
             Self::Notify => "notify",
             Self::Sweep => "sweep",
             Self::Verify => "verify",

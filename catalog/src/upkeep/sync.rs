@@ -19,12 +19,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use barmanfs_pg::TimestampMicros;
 use barmanfs_store::tree::ChunkRole;
 use barmanfs_store::{ChunkId, DirectoryRef, PackStorage, Record, TreeReader};
 use serde::Serialize;
 
 use crate::archive::backup::Backup;
 use crate::error::{Error, Result};
+use crate::home::locks::Lock;
 use crate::home::now;
 use crate::index::chunk_set::{ChunkSet, Met, Role};
 use crate::index::repository::Repository;
@@ -43,8 +45,8 @@ mod wal;
 
 use copier::Copier;
 use footers::Footers;
-use memory::directory;
 pub use memory::SyncMemory;
+use memory::directory;
 use offer::{Offer, Said, is_here};
 use wal::Wanted;
 
@@ -116,6 +118,12 @@ pub struct SyncReport {
     pub problems: Vec<String>,
 }
 
+/// Keeps another sync of the server out while it lives.
+#[derive(Debug)]
+pub struct SyncLock {
+    _lock: Lock,
+}
+
 /// A sync that runs.
 struct Sync<'a> {
     node: &'a Repository,
@@ -132,10 +140,28 @@ struct Sync<'a> {
     seen: ChunkSet,
     met: u64,
     took_wal: Instant,
+    /// When the primary was last looked at.
+    looked_at: TimestampMicros,
     report: SyncReport,
 }
 
 impl Repository {
+    /// Begins a sync of a server.
+    ///
+    /// # Errors
+    /// [`Error::Occupied`] while another one runs.
+    pub fn begin_sync(&self, server: &ServerName) -> Result<SyncLock> {
+        let name = format!("sync-{server}");
+        match self.locks.try_exclusive(&name, &format!("sync of {server}"))? {
+            Some(lock) => Ok(SyncLock { _lock: lock }),
+            None => Err(Error::Occupied {
+                what: "A sync of this server",
+                holder: self.locks.holder(&name),
+                advice: "wait for its end",
+            }),
+        }
+    }
+
     /// Takes over what a primary has of a server and this repository does not have.
     ///
     /// # Errors
@@ -151,14 +177,7 @@ impl Repository {
         refuse_itself(self, source.id)?;
         let writer = self.writer(&format!("sync of {server}"))?;
         let _acting = self.as_owner()?;
-        let name = format!("sync-{server}");
-        let Some(_lock) = self.locks.try_exclusive(&name, &format!("sync of {server}"))? else {
-            return Err(Error::Occupied {
-                what: "A sync of this server",
-                holder: self.locks.holder(&name),
-                advice: "wait for its end",
-            });
-        };
+        let _lock = self.begin_sync(server)?;
         let footers = Footers::open(self, source.id, Arc::clone(&source.packs))?;
         let mut memory = self.sync_memory(server)?;
         memory.begin(source.id, footers.made()?, format!("{:?}", options.rules));
@@ -178,6 +197,7 @@ impl Repository {
             seen: ChunkSet::new()?,
             met: 0,
             took_wal: Instant::now(),
+            looked_at: now(),
             report: SyncReport::default(),
         };
         sync.run(monitor)?;
@@ -206,7 +226,6 @@ fn refuse_itself(node: &Repository, primary: &str) -> Result<()> {
 impl Sync<'_> {
     fn run(&mut self, monitor: &mut dyn Monitor) -> Result<()> {
         monitor.stage("Looking at the packs of the primary");
-        let began = now();
         self.look(monitor)?;
         self.take_server()?;
         self.take_histories()?;
@@ -231,7 +250,6 @@ impl Sync<'_> {
         let is_all = self.options.wal && self.options.backups == SyncedBackups::All;
         if is_all && self.report.problems.is_empty() {
             self.memory.synced_at = Some(now());
-            self.memory.current_at = Some(began);
         }
         self.memory.error = None;
         self.memory.problems.clone_from(&self.report.problems);
@@ -244,24 +262,22 @@ impl Sync<'_> {
 
     /// Reads what the primary has now.
     fn look(&mut self, monitor: &mut dyn Monitor) -> Result<()> {
+        self.looked_at = now();
         let found = self.footers.refresh(self.node, monitor)?;
         self.report.new_packs += found.new_packs;
         self.report.gone_packs += found.gone_packs;
         for problem in found.problems {
-            let text = format!("Pack {} of the primary is not used: {}", problem.pack, problem.reason);
+            let text = format!(
+                "Pack {} of the primary is not used: {}",
+                problem.pack, problem.reason
+            );
             if !self.report.problems.contains(&text) {
                 self.report.problems.push(text);
             }
         }
         let mut offer = Offer::of(self.footers, self.server)?;
-        if self.report.problems.len() < 100 {
-            let known = &self.report.problems;
-            let new: Vec<String> = offer
-                .problems
-                .drain(..)
-                .filter(|text| !known.contains(text))
-                .collect();
-            self.report.problems.extend(new);
+        for problem in std::mem::take(&mut offer.problems) {
+            self.problem(problem);
         }
         self.offer = offer;
         self.wanted = self.wanted_wal()?;
@@ -307,7 +323,10 @@ impl Sync<'_> {
         self.copier.publish()
     }
 
-    fn take_history(&mut self, history: &Said<crate::archive::history::records::HistoryRecord>) -> Result<()> {
+    fn take_history(
+        &mut self,
+        history: &Said<crate::archive::history::records::HistoryRecord>,
+    ) -> Result<()> {
         use crate::archive::history::records::Event;
         let taken = match &history.body.event {
             Event::Fork { .. } => &[][..],
@@ -342,11 +361,13 @@ impl Sync<'_> {
             if !is_chosen || here.iter().any(|other| other.record == Some(record)) {
                 continue;
             }
-            let was_here = self.memory.fetched.contains(&record) || self.node.db.read(|db| is_here(db, record))?;
+            let was_here =
+                self.memory.fetched.contains(&record) || self.node.db.read(|db| is_here(db, record))?;
             if was_here {
                 self.report.deleted_here.push(id);
             } else if here.iter().any(|other| other.id == id && other.is_complete()) {
-                let problem = format!("Backup {id} of the primary is not taken: there is another one of this id here");
+                let problem =
+                    format!("Backup {id} of the primary is not taken: there is another one of this id here");
                 self.report.problems.push(problem);
             } else {
                 wanted.push(backup);
@@ -420,7 +441,9 @@ impl Sync<'_> {
         }
         let mut records: Vec<Record> = vec![backup.record.clone()];
         records.extend(configurations.into_iter().map(|files| files.record));
-        records.into_iter().try_for_each(|record| self.copier.record(record))?;
+        records
+            .into_iter()
+            .try_for_each(|record| self.copier.record(record))?;
         self.copier.publish()?;
         self.memory.fetched.push(backup.record.id);
         self.report.backups.push(backup.body.id);
@@ -462,9 +485,15 @@ impl Sync<'_> {
             return Err(error);
         }
         self.forget_attempt()?;
-        let problem = format!("{what} of {} is not taken: {error}", self.server);
-        self.report.problems.push(problem);
+        self.problem(format!("{what} of {} is not taken: {error}", self.server));
         Ok(())
+    }
+
+    /// WAL is looked at several times in one run.
+    fn problem(&mut self, problem: String) {
+        if !self.report.problems.contains(&problem) {
+            self.report.problems.push(problem);
+        }
     }
 
     /// What was met is not all here.

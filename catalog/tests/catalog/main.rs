@@ -23,4 +23,5 @@ mod scale;
 mod snapshots;
 mod spool;
 mod sweep;
+mod sync;
 mod verify;

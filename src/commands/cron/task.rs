@@ -26,6 +26,7 @@ use crate::output;
 use crate::progress::{Counted, Progress};
 use crate::receive;
 use crate::signals::Interruption;
+use crate::sync::Extent;
 
 /// How long a scheduled backup waits for its WAL; after that, it is complete when the WAL comes.
 const WAIT_FOR_WAL: Duration = Duration::from_secs(300);
@@ -132,6 +133,7 @@ fn of_one_server(
         CronTask::Audit => audit::run(repository, server),
         CronTask::BootTest => test_boot(app, repository, server),
         CronTask::Retention => apply_policies(repository, server),
+        CronTask::Sync => sync(app, repository, server),
         CronTask::Notify | CronTask::Sweep | CronTask::Verify => {
             Err(Error::usage("This is no task of one server"))
         }
@@ -159,6 +161,26 @@ fn back_up(repository: &Repository, server: &ServerConfig) -> Result<String, Err
     };
     let backup = backup::take(repository, server, &options, &Stop::watch()?)?;
     Ok(format!("backup {} is {}", backup.id, backup.status))
+}
+
+fn sync(app: &App, repository: &Repository, server: &ServerConfig) -> Result<String, Error> {
+    let config = std::path::absolute(&app.config.file).ok();
+    let synced = crate::sync::run(repository, server, config.as_deref(), Extent::ALL, &mut Silent)?;
+    let report = synced.report;
+    for problem in &report.problems {
+        tracing::error!("Server {}: {problem}", server.name);
+    }
+    if let Some(first) = report.problems.first() {
+        return Err(Error::failed(first.clone()));
+    }
+    Ok(format!(
+        "{} and {} came",
+        output::count(report.backups.len(), "backup"),
+        output::count(
+            usize::try_from(report.wal_files).unwrap_or(usize::MAX),
+            "WAL file"
+        )
+    ))
 }
 
 fn apply_policies(repository: &Repository, server: &ServerConfig) -> Result<String, Error> {

@@ -42,6 +42,7 @@ families! {
     RPO_BYTES "rpo_bytes" ["server"] "WAL that would be lost with the server; 0 if no commit is in it."
     WAL_SINCE_BACKUP "wal_since_backup_bytes" ["server"] "What WAL has added to the repository since the newest backup."
     LAST_WAL "last_wal_timestamp_seconds" ["server"] "When WAL last arrived."
+    LAST_SYNC "last_sync_timestamp_seconds" ["server"] "All WAL that the primary of a passive server had archived then is here."
     GAPS "wal_gaps" ["server"] "Gaps in the WAL that make something unrecoverable."
     OPEN_FORKS "undecided_forks" ["server"] "Timelines with two histories of which none was chosen."
     QUARANTINED "quarantined_wal_files" ["server"] "WAL files in quarantine."

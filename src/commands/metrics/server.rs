@@ -111,7 +111,7 @@ fn whole(figures: &Figures) -> [(Family, Option<u64>); 17] {
     ]
 }
 
-fn fractions(figures: &Figures) -> [(Family, Option<f64>); 10] {
+fn fractions(figures: &Figures) -> [(Family, Option<f64>); 11] {
     let newest = figures.newest;
     let test = figures.boot_test.as_ref();
     [
@@ -128,6 +128,7 @@ fn fractions(figures: &Figures) -> [(Family, Option<f64>); 10] {
         (of::RECOVERABLE_TO, figures.newest_state.map(seconds)),
         (of::RPO_SECONDS, figures.rpo_seconds),
         (of::LAST_WAL, figures.last_wal.map(seconds)),
+        (of::LAST_SYNC, figures.synced.map(seconds)),
         (of::OLDEST_CLONE, figures.oldest_clone.map(seconds)),
     ]
 }

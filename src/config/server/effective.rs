@@ -36,6 +36,7 @@ impl ServerConfig {
     /// Every key that can have an effect, with the value that counts. No value is a secret, or has one in it.
     pub(crate) fn effective(&self) -> Vec<Effective> {
         let mut values = self.effective_identity();
+        values.extend(self.effective_primary());
         values.extend(self.effective_transfer());
         values.extend(self.effective_upkeep());
         values.extend(self.effective_hooks());
@@ -74,6 +75,23 @@ impl ServerConfig {
                 "path_prefix",
                 shown_text(self.path_prefix.as_ref().map(|path| path.display())),
             ),
+        ]
+    }
+
+    fn effective_primary(&self) -> Vec<Effective> {
+        let primary = &self.primary;
+        let path = |path: Option<&std::path::PathBuf>| shown_text(path.map(|path| path.display()));
+        vec![
+            ("primary_ssh_command", shown_text(primary.ssh_command.as_ref())),
+            ("primary_repository", path(primary.repository.as_ref())),
+            ("primary_home", path(primary.home.as_ref())),
+            (
+                "primary_kind",
+                shown_text(primary.is_set().then(|| primary.kind().as_str())),
+            ),
+            ("forward_config_path", switch(primary.forward_config_path)),
+            ("sync_deletions", switch(primary.deletions)),
+            ("sync_partial", switch(primary.partial)),
         ]
     }
 
@@ -209,6 +227,7 @@ impl ServerConfig {
             ("last_backup_maximum_age", shown_text(limits.backup_age.as_ref())),
             ("last_backup_minimum_size", number(limits.backup_size)),
             ("last_wal_maximum_age", shown_text(limits.wal_age.as_ref())),
+            ("last_sync_maximum_age", shown_text(limits.sync_age.as_ref())),
             (
                 "last_boot_test_maximum_age",
                 shown_text(limits.boot_test_age.as_ref()),

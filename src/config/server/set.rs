@@ -2,7 +2,7 @@
 
 use barmanfs_catalog::retention::InvalidPolicy;
 
-use super::{Archiver, CreateSlot, Incremental, ServerConfig};
+use super::{Archiver, CreateSlot, Incremental, PrimaryKind, ServerConfig};
 use crate::config::Snapshots;
 use crate::config::keys::HOOKS;
 use crate::config::limits::{age, redundancy, si_size, unless_zero};
@@ -36,6 +36,7 @@ type Group = fn(&mut ServerConfig, &str, &str) -> Option<Outcome>;
 
 const GROUPS: [Group; 9] = [
     ServerConfig::set_identity,
+    ServerConfig::set_primary,
     ServerConfig::set_wal,
     ServerConfig::set_backups,
     ServerConfig::set_retention,
@@ -74,12 +75,21 @@ impl ServerConfig {
                 store_some(&mut self.wal_streaming_conninfo, connection_string(value))
             }
             "path_prefix" => store_some(&mut self.path_prefix, absolute(value)),
-            "primary_ssh_command" => Err(
-                "makes this a passive node, and passive nodes are not supported: remove it to \
-                                          back up the server itself"
-                    .to_owned()
-                    .into(),
-            ),
+            _ => return None,
+        })
+    }
+
+    /// Keys of a passive node.
+    fn set_primary(&mut self, key: &str, value: &str) -> Option<Outcome> {
+        let primary = &mut self.primary;
+        Some(match key {
+            "primary_ssh_command" => store_some(&mut primary.ssh_command, Ok(value.to_owned())),
+            "primary_repository" => store_some(&mut primary.repository, absolute(value)),
+            "primary_home" => store_some(&mut primary.home, absolute(value)),
+            "primary_kind" => store_some(&mut primary.kind, primary_kind(value)),
+            "forward_config_path" => store(&mut primary.forward_config_path, boolean(value)),
+            "sync_deletions" => store(&mut primary.deletions, boolean(value)),
+            "sync_partial" => store(&mut primary.partial, boolean(value)),
             _ => return None,
         })
     }
@@ -140,6 +150,7 @@ impl ServerConfig {
             "last_backup_maximum_age" => store_some(&mut self.limits.backup_age, age(value)),
             "last_backup_minimum_size" => store_some(&mut self.limits.backup_size, si_size(value)),
             "last_wal_maximum_age" => store_some(&mut self.limits.wal_age, age(value)),
+            "last_sync_maximum_age" => store_some(&mut self.limits.sync_age, age(value)),
             "last_boot_test_maximum_age" => store_some(&mut self.limits.boot_test_age, age(value)),
             "clone_maximum_age" => store_some(&mut self.limits.clone_age, age(value)),
             "max_incoming_wals_queue" => store_some(&mut self.max_incoming_wals_queue, count(value)),
@@ -280,6 +291,14 @@ fn archiver(value: &str) -> Result<Archiver, String> {
         Ok(true) => Ok(Archiver::On),
         Ok(false) => Ok(Archiver::Off),
         Err(_) => Err(format!("is '{value}': allowed are on, off and auto")),
+    }
+}
+
+fn primary_kind(value: &str) -> Result<PrimaryKind, String> {
+    match value.to_lowercase().as_str() {
+        "barmanfs" => Ok(PrimaryKind::Barmanfs),
+        "barman" => Ok(PrimaryKind::Barman),
+        _ => Err(format!("is '{value}': allowed are barmanfs and barman")),
     }
 }
 

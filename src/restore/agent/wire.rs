@@ -34,7 +34,7 @@ const ROW_BYTES: usize = 1 + ChunkId::BYTES + 4;
 
 /// What a frame holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Frame {
+pub(crate) enum Frame {
     /// A message of the control connection, or a request, as JSON.
     Message,
     /// Entries of a directory, as JSON.
@@ -241,7 +241,7 @@ impl FarStat {
 
 /// An error of the other side.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Failure {
+pub(crate) struct Failure {
     message: String,
     hint: Option<String>,
     is_usage: bool,
@@ -271,12 +271,12 @@ impl From<Failure> for Error {
 }
 
 /// What the other side says, for people.
-pub(super) fn shown(text: &str) -> String {
+pub(crate) fn shown(text: &str) -> String {
     printable(text.as_bytes().get(..SHOWN_BYTES).unwrap_or(text.as_bytes()))
 }
 
 /// What came is not of this protocol.
-pub(super) fn garbled(what: &str) -> Error {
+pub(crate) fn garbled(what: &str) -> Error {
     Error::failed(format!("The other side does not speak as barmanfs does: {what}")).hint(
         "The same version of barmanfs must be on both hosts, and nothing else may write to the connection",
     )
@@ -287,7 +287,7 @@ fn broken(error: &std::io::Error) -> Error {
 }
 
 /// Writes a frame.
-pub(super) fn write_frame(to: &mut impl Write, frame: Frame, bytes: &[u8]) -> Result<(), Error> {
+pub(crate) fn write_frame(to: &mut impl Write, frame: Frame, bytes: &[u8]) -> Result<(), Error> {
     let length = u32::try_from(bytes.len())
         .ok()
         .filter(|_| bytes.len() <= MAX_FRAME_BYTES);
@@ -299,7 +299,7 @@ pub(super) fn write_frame(to: &mut impl Write, frame: Frame, bytes: &[u8]) -> Re
 }
 
 /// Reads a frame; `None` at the end of the connection.
-pub(super) fn read_frame(from: &mut impl Read) -> Result<Option<(Frame, Vec<u8>)>, Error> {
+pub(crate) fn read_frame(from: &mut impl Read) -> Result<Option<(Frame, Vec<u8>)>, Error> {
     let mut head = [0; 5];
     let mut count = 0;
     while count < head.len() {
@@ -326,7 +326,7 @@ pub(super) fn read_frame(from: &mut impl Read) -> Result<Option<(Frame, Vec<u8>)
 }
 
 /// Writes JSON.
-pub(super) fn write_json<T: Serialize>(to: &mut impl Write, frame: Frame, value: &T) -> Result<(), Error> {
+pub(crate) fn write_json<T: Serialize>(to: &mut impl Write, frame: Frame, value: &T) -> Result<(), Error> {
     let bytes = serde_json::to_vec(value)
         .map_err(|error| Error::failed(format!("Cannot write a message: {error}")))?;
     write_frame(to, frame, &bytes)?;
@@ -334,7 +334,7 @@ pub(super) fn write_json<T: Serialize>(to: &mut impl Write, frame: Frame, value:
 }
 
 /// Reads a frame of one kind; the other side's error is one here.
-pub(super) fn expect(from: &mut impl Read, frame: Frame) -> Result<Vec<u8>, Error> {
+pub(crate) fn expect(from: &mut impl Read, frame: Frame) -> Result<Vec<u8>, Error> {
     match read_frame(from)? {
         Some((found, bytes)) if found == frame => Ok(bytes),
         Some((Frame::Failure, bytes)) => Err(json::<Failure>(&bytes)?.into()),
@@ -344,7 +344,7 @@ pub(super) fn expect(from: &mut impl Read, frame: Frame) -> Result<Vec<u8>, Erro
 }
 
 /// Takes JSON apart.
-pub(super) fn json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
+pub(crate) fn json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
     serde_json::from_slice(bytes).map_err(|error| garbled(&error.to_string()))
 }
 

@@ -18,7 +18,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use barmanfs_store::sync::lock;
-pub(in crate::restore) use patience::{BEAT_EVERY, SILENCE};
+pub(crate) use patience::{BEAT_EVERY, SILENCE};
 use patience::{Heard, Listener, Patience, Patient};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
@@ -52,14 +52,14 @@ pub(crate) struct RemoteShell {
 
 /// The processes that run now, to be ended by a signal.
 #[derive(Debug, Clone, Default)]
-pub(in crate::restore) struct Running {
+pub(crate) struct Running {
     stopped: Arc<AtomicBool>,
     processes: Arc<Mutex<Vec<(u32, OwnedFd)>>>,
 }
 
 impl Running {
     /// Ends all, and lets no new one begin.
-    pub(in crate::restore) fn stop(&self) {
+    pub(crate) fn stop(&self) {
         self.stopped.store(true, Ordering::Release);
         for (_, process) in lock(&self.processes).iter() {
             // One that has ended cannot be ended.
@@ -93,7 +93,7 @@ fn beating(script: &str, patience: &Patience) -> String {
 }
 
 /// A word of a shell, whatever is in it.
-pub(in crate::restore) fn word(text: &str) -> String {
+pub(crate) fn word(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }
 
@@ -116,12 +116,12 @@ impl RemoteShell {
     }
 
     /// The processes that run now.
-    pub(in crate::restore) fn running(&self) -> &Running {
+    pub(crate) fn running(&self) -> &Running {
         &self.running
     }
 
     /// Starts a script. `doing` is for messages.
-    pub(in crate::restore) fn start(&self, doing: &'static str, script: &str) -> Result<Session, Error> {
+    pub(crate) fn start(&self, doing: &'static str, script: &str) -> Result<Session, Error> {
         if self.running.stopped.load(Ordering::Acquire) {
             return Err(interrupted());
         }
@@ -181,14 +181,14 @@ impl RemoteShell {
 }
 
 /// What a script prints.
-pub(in crate::restore) type Output = Patient<ChildStdout>;
+pub(crate) type Output = Patient<ChildStdout>;
 
 /// A script that runs.
 #[derive(Debug)]
-pub(in crate::restore) struct Session {
+pub(crate) struct Session {
     doing: &'static str,
     input: Option<BufWriter<Patient<ChildStdin>>>,
-    pub(in crate::restore) output: Option<Output>,
+    pub(crate) output: Option<Output>,
     errors: Option<JoinHandle<Vec<u8>>>,
     heard: Arc<Heard>,
     is_lost: bool,
@@ -204,7 +204,7 @@ impl Session {
     }
 
     /// Whether its end was that of the connection.
-    pub(in crate::restore) fn is_lost(&self) -> bool {
+    pub(crate) fn is_lost(&self) -> bool {
         self.is_lost
     }
 
@@ -212,7 +212,7 @@ impl Session {
     ///
     /// # Errors
     /// When it fails, with what it says about that in one line.
-    pub(in crate::restore) fn finish(&mut self) -> Result<(), Error> {
+    pub(crate) fn finish(&mut self) -> Result<(), Error> {
         let flushed = self.flush();
         drop(self.input.take());
         // Nobody reads what else it prints, and it must not wait for that.
@@ -221,7 +221,7 @@ impl Session {
     }
 
     /// Ends it after an error of this side.
-    pub(in crate::restore) fn abort(&mut self) {
+    pub(crate) fn abort(&mut self) {
         drop(self.input.take());
         let _ends_soon = self.child.kill();
         let _ended = self.result(Ok(()));

@@ -7,6 +7,7 @@ use std::fs::{File, OpenOptions};
 use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, UNIX_EPOCH};
 
 use barmanfs_pg::wal_name::SegmentName;
 use barmanfs_pg::{Lsn, SegmentSize};
@@ -43,6 +44,32 @@ pub(super) fn begin_with(
         .and_then(|_| target.set_len(size.bytes()))
         .and_then(|()| target.sync_all())
         .and_then(|()| std::fs::rename(&new, path))
+        .map_err(failed)?;
+    sync_directory(directory)
+}
+
+/// Replaces the file of a partial segment: other processes see either all of the new content or the old one.
+pub(super) fn replace(
+    directory: &Path,
+    name: SegmentName,
+    size: SegmentSize,
+    (seconds, nanoseconds): (i64, i64),
+    content: &mut dyn Read,
+) -> Result<()> {
+    let new = directory.join(NEW);
+    let failed = |source| Error::io("write", &new, source);
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true);
+    let mut target = regular::open_with(&new, &mut options).map_err(failed)?;
+    let since = Duration::new(
+        u64::try_from(seconds).unwrap_or_default(),
+        u32::try_from(nanoseconds).unwrap_or_default(),
+    );
+    std::io::copy(&mut content.take(size.bytes()), &mut target)
+        .and_then(|_| target.set_len(size.bytes()))
+        .and_then(|()| target.set_modified(UNIX_EPOCH + since))
+        .and_then(|()| target.sync_all())
+        .and_then(|()| std::fs::rename(&new, directory.join(file_name(name, false))))
         .map_err(failed)?;
     sync_directory(directory)
 }

@@ -170,7 +170,10 @@ impl<'a> Copier<'a> {
         };
         let mut bases: HashMap<ChunkId, Arc<[u8]>> = HashMap::new();
         let mut bases_bytes = 0;
-        copies.iter().take(ANNOUNCED).for_each(|(_, place)| announce(place));
+        copies
+            .iter()
+            .take(ANNOUNCED)
+            .for_each(|(_, place)| announce(place));
         for (n, (id, place)) in copies.iter().enumerate() {
             if let Some((_, next)) = copies.get(n + ANNOUNCED) {
                 announce(next);
@@ -259,7 +262,10 @@ fn read_checked(
     base: Option<&[u8]>,
 ) -> Result<(Frame, Vec<u8>)> {
     let damaged = |reason: String| {
-        let what = format!("Chunk {id} in pack {} of the primary at offset {}", place.pack, place.offset);
+        let what = format!(
+            "Chunk {id} in pack {} of the primary at offset {}",
+            place.pack, place.offset
+        );
         Error::from(barmanfs_store::Error::damaged(what, reason))
     };
     let frame = read_frame(storage, place)?;

@@ -16,7 +16,9 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use barmanfs_pg::TimestampMicros;
-use barmanfs_store::{ClosedPack, Listed, PackId, PackStorage, Part, PartMark, Record, RecordId, read_footer};
+use barmanfs_store::{
+    ClosedPack, Listed, PackId, PackStorage, Part, PartMark, Record, RecordId, read_footer,
+};
 use rusqlite::{Connection, params};
 use serde::{Deserialize, Serialize};
 

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use barmanfs_store::{
-    ChunkId, ChunkIndex, ChunkLocation, ChunkReader, ClosedPack, Counters, Listed, PackId, PackStorage, PackUpload,
-    Part, PartMark,
+    ChunkId, ChunkIndex, ChunkLocation, ChunkReader, ClosedPack, Counters, Listed, PackId, PackStorage,
+    PackUpload, Part, PartMark,
 };
 
 use crate::index::chunk_index::places;

@@ -3,6 +3,7 @@
 //! It paces nothing and decides only what is looked at again. A lost file costs one comparison with everything that the
 //! primary has; then a backup that was deleted here by hand comes back, unless a policy would delete it.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::PathBuf;
@@ -35,7 +36,7 @@ pub struct SyncMemory {
     /// When a sync last reached its end, and so had everything that the primary had when it began.
     #[serde(default)]
     pub synced_at: Option<TimestampMicros>,
-    /// When the sync that `synced_at` is about began: what is newer on the primary may be missing here.
+    /// All WAL that the primary had archived at this time is here.
     #[serde(default)]
     pub current_at: Option<TimestampMicros>,
     /// Why the last sync failed.
@@ -57,6 +58,9 @@ pub struct SyncMemory {
     /// fetched again.
     #[serde(default)]
     pub(crate) fetched: Vec<RecordId>,
+    /// The same for backups of a Barman, by their names there.
+    #[serde(default)]
+    pub fetched_names: BTreeSet<String>,
 }
 
 /// The directory of all that belongs to syncs.
@@ -76,6 +80,17 @@ impl Repository {
             Err(source) if source.kind() == ErrorKind::NotFound => Ok(SyncMemory::default()),
             Err(source) => Err(Error::io("read", &path, source)),
         }
+    }
+
+    /// Notes the result of a sync that this crate has not done itself: an import from another tool.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn note_sync(&self, server: &ServerName, change: impl FnOnce(&mut SyncMemory)) -> Result<()> {
+        let mut memory = self.sync_memory(server)?;
+        memory.error = None;
+        change(&mut memory);
+        self.write_sync_memory(server, &mut memory)
     }
 
     /// Notes why a sync failed.

@@ -111,9 +111,10 @@ impl Offer {
     pub(super) fn is_removed(&self, name: &WalName, archived_at: TimestampMicros) -> bool {
         let is_restart = |said: &Said<HistoryRecord>| matches!(said.body.event, Event::Restart(_));
         !self.histories.iter().any(is_restart)
-            && self.removals.iter().any(|removal| {
-                removal.body.range.contains(name) && archived_at <= removal.body.removed_at
-            })
+            && self
+                .removals
+                .iter()
+                .any(|removal| removal.body.range.contains(name) && archived_at <= removal.body.removed_at)
     }
 }
 

@@ -94,6 +94,9 @@ impl Sync<'_> {
             monitor.progress(self.copier.copied_bytes, None, Unit::Bytes);
         }
         self.took_wal = std::time::Instant::now();
+        if is_whole {
+            self.memory.current_at = Some(self.looked_at);
+        }
         Ok(())
     }
 
@@ -130,10 +133,7 @@ impl Sync<'_> {
         match self.skips(record.id, &file)? {
             Some(Skipped::Unneeded) => return Ok(true),
             Some(Skipped::Problem(why)) => {
-                let problem = format!("{} of {} is not taken: {why}", file.name, self.server);
-                if !self.report.problems.contains(&problem) {
-                    self.report.problems.push(problem);
-                }
+                self.problem(format!("{} of {} is not taken: {why}", file.name, self.server));
                 return Ok(false);
             }
             None => {}
@@ -199,7 +199,9 @@ impl Sync<'_> {
             let known: WalFile = records::parse(known_id, &payload)?;
             Ok(Some(match known.map == file.map {
                 true => Skipped::Unneeded,
-                false => Skipped::Problem("a file of this name with other content is archived here".to_owned()),
+                false => {
+                    Skipped::Problem("a file of this name with other content is archived here".to_owned())
+                }
             }))
         })
     }

@@ -33,10 +33,10 @@ const NOTICED_WITHIN: Duration = Duration::from_secs(1);
 const TO_END: Duration = Duration::from_secs(5);
 
 /// How often each side shows that it is there.
-pub(in crate::restore) const BEAT_EVERY: Duration = Duration::from_secs(10);
+pub(crate) const BEAT_EVERY: Duration = Duration::from_secs(10);
 
 /// How long the other side may say nothing.
-pub(in crate::restore) const SILENCE: Duration = Duration::from_secs(60);
+pub(crate) const SILENCE: Duration = Duration::from_secs(60);
 
 /// How long is waited.
 #[derive(Debug, Clone, Copy)]
@@ -164,7 +164,7 @@ impl Listener {
 
 /// One end of a pipe, whose other end may belong to a process that does not end.
 #[derive(Debug)]
-pub(in crate::restore) struct Patient<T> {
+pub(crate) struct Patient<T> {
     pipe: T,
     heard: Arc<Heard>,
 }
