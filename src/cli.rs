@@ -585,6 +585,10 @@ mod tests {
         Move in and out:
           import              Take over backups and WAL from other tools
           export              Write a backup in the format of another program
+          sync                Take over what the primary of a passive server has
+          sync-backup         Take over one backup of the primary, whatever the policy says
+          sync-wals           Take over the WAL of the primary alone
+          sync-info           Show what is known of the last sync
 
         Check:
           check               Check the server's settings, its archiving and the repository

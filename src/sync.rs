@@ -110,7 +110,9 @@ pub(crate) fn described(server: &ServerConfig) -> String {
     match (&primary.repository, &primary.home, &primary.ssh_command) {
         (Some(path), ..) => format!("repository {}", path.display()),
         (None, Some(home), _) => format!("Barman home {}", home.display()),
-        (None, None, Some(command)) => format!("primary by '{command}'"),
+        (None, None, Some(command)) => {
+            format!("primary by '{}'", server.secrets.hide(command.clone()))
+        }
         (None, None, None) => "nothing".to_owned(),
     }
 }

@@ -369,6 +369,8 @@ fn words_of(command: &str) -> Vec<&str> {
         "get-wal" => vec![command, "main", "000000010000000000000001", "/dev/null"],
         "keep" => vec![command, "main", "latest", "--status"],
         "show-backup" | "list-files" | "delete" => vec![command, "main", "latest"],
+        "sync-backup" => vec![command, "main", "20261120T101500"],
+        "sync-wals" | "sync-info" => vec![command, "main"],
         "explain" => vec![command, "main", "now"],
         "terminate-process" => vec![command, "main", "backup"],
         "mount" | "umount" => vec![command, "/nowhere/mnt"],

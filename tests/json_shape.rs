@@ -131,6 +131,7 @@ fn every_document_agrees_with_its_schema(install: &'static Install) {
     boot.env("TMPDIR", site.make_directory("tmp"));
     record("verify-boot", &run(&mut boot), &mut shape);
     take_import(&site, &server, &mut shape);
+    take_sync(&site, &mut shape);
     take_export(&site, &mut shape);
     take(&site, &["list-backups"], &mut shape);
     take(&site, &["delete", "main", "latest"], &mut shape);
@@ -161,6 +162,31 @@ fn take_export(site: &Site, shape: &mut Documents) {
         ],
         shape,
     );
+}
+
+/// A passive node of this site.
+fn take_sync(site: &Site, shape: &mut Documents) {
+    let node = Site::new();
+    let config = format!(
+        "[barmanfs]\nrepository = {}\n[main]\nprimary_repository = {}\nretention_policy = REDUNDANCY 1\n",
+        node.repository().display(),
+        site.repository().display()
+    );
+    node.write_file("barmanfs.conf", config.as_bytes());
+    for words in [
+        &["sync-info", "main"][..],
+        &["sync", "main"],
+        &["sync-wals", "main"],
+        &["sync-info", "main"],
+        &["status", "main"],
+        &["list-servers"],
+        &["show-servers", "main"],
+        &["check", "main"],
+    ] {
+        take(&node, words, shape);
+    }
+    let id = node.backup_ids().pop().unwrap();
+    take(&node, &["sync-backup", "main", &id], shape);
 }
 
 fn take_import(site: &Site, server: &PgServer, shape: &mut Documents) {

@@ -8,7 +8,6 @@ use barmanfs_pg::TimestampMicros;
 use super::finding::{Finding, Findings};
 use super::{Stored, Subject};
 use crate::config::PrimaryKind;
-use crate::error::Error;
 use crate::output;
 use crate::sync;
 
@@ -37,19 +36,16 @@ pub(super) fn check(subject: Subject<'_>, stored: Option<&Stored>, findings: &mu
         SSH => Some(BARMANS_TEXT.to_owned()),
         _ => Some(described.clone()),
     });
-    let memory = match stored {
-        None => return,
-        Some(stored) => stored.repository.sync_memory(&server.name).map_err(Error::from),
-    };
-    if let Some(memory) = findings
-        .result(AGE, memory.as_ref().map(|_| ()).map_err(Clone::clone), |()| None)
-        .and(memory.ok())
-    {
-        findings.note(|figures| figures.synced = memory.current_at);
-        let limit = server.limits.sync_age.as_ref();
-        let seconds = limit.map_or(SYNCED_WITHIN_SECONDS, |age| age.seconds);
-        let advice = invocation.with(&format!("sync {}", server.name));
-        findings.push(age(seconds, &advice, &memory, SystemTime::now().into()));
+    let Some(stored) = stored else { return };
+    match stored.repository.sync_memory(&server.name) {
+        Ok(memory) => {
+            findings.note(|figures| figures.synced = memory.current_at);
+            let limit = server.limits.sync_age.as_ref();
+            let seconds = limit.map_or(SYNCED_WITHIN_SECONDS, |age| age.seconds);
+            let advice = invocation.with(&format!("sync {}", server.name));
+            findings.push(age(seconds, &advice, &memory, SystemTime::now().into()));
+        }
+        Err(error) => findings.failed(AGE, error.to_string()),
     }
 }
 
