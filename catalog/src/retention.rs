@@ -395,7 +395,7 @@ impl Repository {
         let here = self.backups(server)?;
         let known = self.reliability(&here)?;
         let keeps = self.keeps(&here, now)?;
-        let of_here = here.iter().filter(|backup| is_judged(backup, server));
+        let of_here = here.iter().filter(|backup| is_judged(backup));
         let mut candidates: Vec<Candidate> = of_here
             .map(|backup| Candidate {
                 id: backup.id,

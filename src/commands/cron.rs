@@ -292,7 +292,7 @@ impl Round<'_> {
         let last = subject.memory.tasks.get(&CronTask::Sync);
         if !subject.server.is_passive()
             || subject.server.is_disabled()
-            || !due::may_try_again(last, self.now)
+            || !due::may_try_again(last, moment::now())
             || self.repository.is_task_running(CronTask::Sync, Some(name))?
         {
             return Ok(());

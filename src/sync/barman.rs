@@ -125,7 +125,7 @@ fn choose(
     let memory = repository.sync_memory(&server.name)?;
     let mut chosen = Vec::new();
     for backup in backups {
-        let is_here = crate::import::backups::present(repository, &server.name, &backup)?.is_some();
+        let is_here = backup.identity().find(repository, &server.name)?.is_some();
         match memory.fetched_names.contains(&backup.name) {
             true if is_here => {}
             true => report.deleted_here.push(backup.id),

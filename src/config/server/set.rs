@@ -34,7 +34,7 @@ fn store_mapped<T>(place: &mut T, value: Result<(T, Option<String>), String>) ->
 /// Keys of one kind. `None` means that the key is of another one.
 type Group = fn(&mut ServerConfig, &str, &str) -> Option<Outcome>;
 
-const GROUPS: [Group; 9] = [
+const GROUPS: [Group; 10] = [
     ServerConfig::set_identity,
     ServerConfig::set_primary,
     ServerConfig::set_wal,

@@ -156,7 +156,7 @@ impl Footers {
             let (new, missing) = self.compare(part)?;
             gone.extend(missing);
             let problems = found.problems.len();
-            self.enter(new, &mut found, monitor)?;
+            self.enter(&new, &mut found, monitor)?;
             if found.problems.len() == problems && mark.is_settled(clock) {
                 parts.settled.insert(first, mark);
             }
@@ -194,7 +194,7 @@ impl Footers {
         Ok((listed.into_iter().collect(), gone))
     }
 
-    fn enter(&self, packs: Vec<PackId>, found: &mut Refreshed, monitor: &mut dyn Monitor) -> Result<()> {
+    fn enter(&self, packs: &[PackId], found: &mut Refreshed, monitor: &mut dyn Monitor) -> Result<()> {
         for some in packs.chunks(PACKS_AT_ONCE) {
             let mut read: Vec<ClosedPack> = Vec::new();
             for pack in some {

@@ -261,7 +261,7 @@ impl Sync<'_> {
         let known = self.node.reliability(&all)?;
         let mut judged = self
             .node
-            .retention_states(self.server, &all, &known, &self.options.rules, now())?;
+            .retention_states(&all, &known, &self.options.rules, now())?;
         judged.reverse();
         if judged.len() != all.len() {
             return Err(Error::Invalid("The policy has not judged each backup".to_owned()));
