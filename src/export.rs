@@ -123,7 +123,7 @@ fn own_segments(backup: &Backup) -> Vec<SegmentName> {
 /// The tablespaces that were outside the data directory of the server.
 fn outside(backup: &Backup) -> Vec<u32> {
     let spaces = backup.tablespaces.iter();
-    let outside = spaces.filter(|space| space.location.starts_with('/'));
+    let outside = spaces.filter(|space| !space.is_in_place());
     outside.map(|space| space.oid).collect()
 }
 

@@ -30,7 +30,6 @@ pub(crate) use postmaster::{Running, process_in, process_with_tablespace, runnin
 pub(crate) use programs::Programs;
 pub(crate) use recovery_end::Replayed;
 pub(crate) use setting::Setting;
-pub(crate) use sockets::is_socket_lock;
 
 use crate::error::Error;
 

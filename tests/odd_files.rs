@@ -6,6 +6,7 @@ use crate::common::{Install, Mount, Site};
 
 topic! {
     edges odd_times_and_owners_are_restored,
+    once a_copy_has_no_file_of_the_running_server,
 }
 
 /// Times as `touch` reads them, and whether root gives the file to a user with a huge number.
@@ -73,4 +74,41 @@ fn odd_times_and_owners_are_restored(install: &'static Install) {
     assert_eq!(times(&stat(&mount.path("main/live/odd"))), times(&original));
     site.backup();
     assert_eq!(times(&stat(&mount.path("main/latest"))), times(&original));
+}
+
+/// The files that a server leaves in its data directory that has its socket there: by the lock file, a process of the number
+/// in it keeps a copy from starting.
+fn a_copy_has_no_file_of_the_running_server(install: &'static Install) {
+    let (site, server) = Site::with_server(install);
+    let names = [
+        ".s.PGSQL.5432.lock",
+        ".s.PGSQL.65535.lock",
+        "postmaster.external.pid",
+    ];
+    for name in names {
+        site.sh(&format!("echo 1 > '{}'", server.data.join(name).display()))
+            .ok();
+    }
+    let id = site.backup();
+    let mount = Mount::new(&site);
+    let raw = mount.path(&format!("main/raw/{id}"));
+    let restored = site.path("restored");
+    site.ok(&["restore", "main", "auto", restored.to_str().expect("a path")]);
+    for (place, has) in [
+        (&raw, true),
+        (&mount.path("main/latest"), false),
+        (&mount.path("main/pitr/now"), false),
+        (&restored, false),
+    ] {
+        let found = site.list(place);
+        for name in names {
+            assert_eq!(
+                found.contains(&name.to_owned()),
+                has,
+                "{name} in {}",
+                place.display()
+            );
+        }
+        server.verify_backup(place, None);
+    }
 }

@@ -1,6 +1,8 @@
 //! A policy decides what is kept: what `retention` shows is deleted, the rest stays whole and starts.
 
+use crate::common::clock::Clock;
 use crate::common::load::{assert_sums_agree, fill, transact};
+use crate::common::process::until;
 use crate::common::registry::topic;
 use crate::common::site::bytes_under;
 use crate::common::{Install, Mount, PgServer, Site};
@@ -9,6 +11,7 @@ topic! {
     once what_a_policy_does_not_need_goes_and_the_rest_starts,
     once a_kept_backup_outlives_every_policy,
     once without_a_policy_wal_that_no_backup_needs_goes_on_request,
+    once a_wrong_clock_deletes_nothing,
 }
 
 /// A site with a policy and this many backups, between which WAL was archived.
@@ -171,4 +174,52 @@ fn without_a_policy_wal_that_no_backup_needs_goes_on_request(install: &'static I
     );
     assert_starts(&site, install, &id);
     drop(server);
+}
+
+/// The clock is days behind the backups, and then it leaps years ahead.
+fn a_wrong_clock_deletes_nothing(install: &'static Install) {
+    const DAY: u64 = 24 * 3600;
+    let (site, server) = Site::with_server(install);
+    site.write_config_of(
+        &server,
+        "immediate_checkpoint = on\nretention_policy = KEEP 3 DAILY\n",
+    );
+    let mut clock = Clock::new(&site);
+    let first = clock.now();
+    for day in 1..=4 {
+        clock.move_to(first + day * DAY);
+        clock.run(&site, &["backup", "main"]).ok();
+    }
+    let ids = site.backup_ids();
+    // By this host's clock none of them has begun yet.
+    let run = site.barmanfs(&["retention", "main"]);
+    run.refused(3)
+        .says(&["the newest backup", "the clock of this host"]);
+    site.barmanfs(&["retention", "main", "--enforce"]).refused(3);
+    assert_eq!(site.backup_ids(), ids);
+    clock.run(&site, &["retention", "main"]).ok();
+    let task = || {
+        let json = std::fs::read(site.repository().join("cron/main.json")).unwrap_or_default();
+        let memory: serde_json::Value = serde_json::from_slice(&json).unwrap_or_default();
+        memory["tasks"]["retention"].clone()
+    };
+    // cron has run before, and deletes what the policy does not keep.
+    clock.run(&site, &["cron"]).ok();
+    until("the policy is applied", || !task()["result"].is_null());
+    assert_eq!(site.backup_ids(), ids[1..]);
+    clock.move_to(first + 3650 * DAY);
+    clock.run(&site, &["cron"]).ok();
+    until("the policy waits", || !task()["error"].is_null());
+    assert!(
+        task()["error"].as_str().unwrap().contains("went from"),
+        "{}",
+        task()
+    );
+    assert_eq!(site.backup_ids(), ids[1..]);
+    clock
+        .run(&site, &["check", "main"])
+        .says(&["The clock of this host went"]);
+    // Nobody has set it back for a day.
+    clock.move_to(first + 3652 * DAY);
+    clock.run(&site, &["retention", "main"]).ok();
 }

@@ -177,8 +177,11 @@ impl Repository {
     ) -> Result<RetentionPlan> {
         // This enters packs of killed processes, which may have backups and forks.
         let blocked = self.uncertainty(server)?;
-        let blocked = rules.held.clone().or(blocked);
         let backups = self.backups(server)?;
+        let blocked = match rules.held.clone().or(blocked) {
+            None => self.clock_doubt(&backups)?,
+            blocked => blocked,
+        };
         let known = self.reliability(&backups)?;
         let judged = self.retention_states(&backups, &known, rules, now)?;
         let remaining: Vec<(&Backup, &JudgedBackup)> = backups

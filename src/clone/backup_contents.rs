@@ -2,6 +2,8 @@
 //! every start (`excludeDirContents` and `excludeFiles` in `src/backend/backup/basebackup.c`). Unlogged relations are
 //! kept: they are valid after a clean shutdown, and a server that recovers from a crash resets them itself.
 
+use barmanfs_pg::socket::is_socket_lock;
+
 use crate::instance;
 
 /// Whether an entry is in the backup.
@@ -56,7 +58,7 @@ pub(crate) fn inclusion(path: &[u8]) -> Inclusion {
     if EMPTIED.contains(&path) {
         Inclusion::EmptyDirectory
     } else if LEFT_OUT.contains(&path)
-        || instance::is_socket_lock(path)
+        || is_socket_lock(path)
         || LEFT_OUT_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
         || (is_relation() && is_temporary_relation(name))
     {

@@ -11,12 +11,13 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use barmanfs_live::{Kind, NodeAttributes};
+use barmanfs_pg::socket::is_socket_lock;
 use rustix::fs::{AtFlags, CWD, Gid, Mode, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
 
 use super::OfflineClone;
 use crate::error::Error;
-use crate::instance::{AUTO_CONF, AUTO_CONF_MAX_BYTES, is_socket_lock, last_value};
+use crate::instance::{AUTO_CONF, AUTO_CONF_MAX_BYTES, last_value};
 use crate::progress::{Counted, Progress};
 use crate::signals::Interruption;
 use crate::unfinished::{UnfinishedDirectory, failed};

@@ -85,6 +85,8 @@ pub(crate) fn run(app: &mut App, args: &CronArgs) -> Result<Outcome, Error> {
         return Ok(Outcome::Done);
     };
     let now = moment::now();
+    // A leap that cannot be noted must not lead to a deletion.
+    repository.note_clock(now)?;
     let mut servers: Vec<ServerConfig> = app.config.servers.clone();
     servers.retain(|server| server.active);
     servers.sort_by(|one, other| one.name.cmp(&other.name));
@@ -311,7 +313,7 @@ impl Round<'_> {
             || self
                 .repository
                 .is_task_running(CronTask::ReceiveWal, Some(name))?
-            || !due::may_try_again(last, moment::now())
+            || !due::may_run_again(last, moment::now())
             || is_unit_enabled(
                 Path::new(SYSTEMD_UNITS),
                 &format!("barmanfs-receive-wal@{name}.service"),

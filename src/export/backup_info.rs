@@ -24,7 +24,8 @@ pub(super) fn text(backup: &Backup, label: Option<&str>, files: Option<&Configur
     let (first, last) = (segments.first(), segments.last());
     let size = backup.segment_size;
     let path = |path: Option<&String>, name: &str| path.cloned().unwrap_or_else(|| format!("{data}/{name}"));
-    let tablespaces = backup.tablespaces.iter();
+    // Barman copies each of these from a directory of its own.
+    let tablespaces = backup.tablespaces.iter().filter(|space| !space.is_in_place());
     let tablespaces = literal::tablespaces(
         tablespaces.map(|space| (space.name.as_deref(), space.oid, space.location.as_str())),
     );

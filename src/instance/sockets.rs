@@ -19,6 +19,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use barmanfs_pg::socket::{SOCKET_PREFIX, is_socket_lock};
 use nix::unistd::{Gid, Group, Uid};
 use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags};
 
@@ -40,19 +41,11 @@ const MAX_PATH_BYTES: usize = 107;
 /// The longest name of a socket.
 const LONGEST_NAME: &str = ".s.PGSQL.65535";
 
-/// The prefix of the names of sockets, and of the lock files beside them.
-const SOCKET_PREFIX: &[u8] = b".s.PGSQL.";
-
 /// For the server's user alone.
 const PRIVATE: u32 = 0o700;
 
 /// For a group as well; the socket that is made in it gets the group, too.
 const SHARED: u32 = 0o2750;
-
-/// Whether a path is that of a lock file that a server has made beside a socket in its data directory.
-pub(crate) fn is_socket_lock(path: &[u8]) -> bool {
-    path.starts_with(SOCKET_PREFIX) && path.ends_with(b".lock")
-}
 
 /// The socket directory for a server on a clone.
 ///

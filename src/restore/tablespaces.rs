@@ -68,12 +68,8 @@ impl Relocations {
     pub(crate) fn of_backup(backup: &Backup, asked: &[Relocation], layout: Layout) -> Result<Self, Error> {
         let (mut all, mut named_oids) = (BTreeMap::new(), BTreeSet::new());
         if layout == Layout::Original {
-            all.extend(
-                backup
-                    .tablespaces
-                    .iter()
-                    .map(|space| (space.oid, PathBuf::from(&space.location))),
-            );
+            let outside = backup.tablespaces.iter().filter(|space| !space.is_in_place());
+            all.extend(outside.map(|space| (space.oid, PathBuf::from(&space.location))));
         }
         for Relocation { name, location } in asked {
             let named = |space: &&barmanfs_catalog::Tablespace| {
@@ -222,6 +218,23 @@ mod tests {
         for text in ["fast", ":/srv", "fast:srv", "fast:"] {
             assert!(text.parse::<Relocation>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_tablespace_that_was_in_the_data_directory_stays_there() {
+        let mut backup = crate::testing::backup(barmanfs_catalog::BackupStatus::Done);
+        let space = |oid, location: &str| barmanfs_catalog::Tablespace {
+            oid,
+            name: None,
+            location: location.to_owned(),
+        };
+        backup.tablespaces = vec![space(16384, "/srv/a"), space(16385, "pg_tblspc/16385")];
+        let places = |layout| Relocations::of_backup(&backup, &[], layout).unwrap();
+        assert_eq!(
+            places(Layout::Original),
+            Relocations::at([(16384, "/srv/a".into())])
+        );
+        assert_eq!(places(Layout::Inside), Relocations::default());
     }
 
     #[test]

@@ -29,6 +29,7 @@ pub mod incremental;
 pub mod page;
 pub mod pg_control;
 pub mod relation_name;
+pub mod socket;
 pub mod tablespace_map;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

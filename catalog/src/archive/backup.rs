@@ -100,8 +100,16 @@ pub struct Tablespace {
     /// Its name, if it is known.
     #[serde(default)]
     pub name: Option<String>,
-    /// Where it was on the server.
+    /// Where it was on the server: an absolute path, or one in the data directory.
     pub location: String,
+}
+
+impl Tablespace {
+    /// Whether its files were in the data directory, without a link (`allow_in_place_tablespaces`), as in every copy that is
+    /// made here.
+    pub fn is_in_place(&self) -> bool {
+        !self.location.starts_with('/')
+    }
 }
 
 /// The root directory of a backup's files.

@@ -186,6 +186,9 @@ pub struct RepositoryMemory {
     /// When it last ran to its end.
     #[serde(default)]
     pub ran_at: Option<TimestampMicros>,
+    /// The last leap of the clock between two runs.
+    #[serde(default)]
+    pub leap: Option<ClockLeap>,
     /// What it started.
     #[serde(default)]
     pub tasks: BTreeMap<CronTask, TaskMemory>,
@@ -210,6 +213,28 @@ pub struct RepositoryMemory {
     /// How fast the last restores on each host were.
     #[serde(default)]
     pub restores: BTreeMap<String, RestoreRates>,
+}
+
+/// The clock went further between two runs than it does when `cron` runs each minute, or back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClockLeap {
+    /// When the last run was.
+    pub from: TimestampMicros,
+    /// When the next one began.
+    pub to: TimestampMicros,
+}
+
+impl ClockLeap {
+    /// A host is down for a weekend.
+    const FORWARD: i64 = 7 * 24 * 3600 * 1_000_000;
+    /// A clock is set right by a few minutes.
+    const BACK: i64 = 3600 * 1_000_000;
+
+    fn between(from: TimestampMicros, to: TimestampMicros) -> Option<Self> {
+        let micros = to.unix_micros().saturating_sub(from.unix_micros());
+        let is_leap = !(-Self::BACK..=Self::FORWARD).contains(&micros);
+        is_leap.then_some(Self { from, to })
+    }
 }
 
 /// How fast the last restores on a host were, for estimates.
@@ -312,6 +337,18 @@ impl Repository {
             memory.ran_at = Some(at);
             memory.error = error.map(cut);
         })
+    }
+
+    /// Notes that a run of `cron` begins, if the clock has leapt since the last one.
+    ///
+    /// # Errors
+    /// When the file cannot be read or written.
+    pub fn note_clock(&self, now: TimestampMicros) -> Result<()> {
+        let last = self.repository_memory()?.ran_at;
+        match last.and_then(|last| ClockLeap::between(last, now)) {
+            Some(leap) => self.remember_of_repository(|memory| memory.leap = Some(leap)),
+            None => Ok(()),
+        }
     }
 
     /// The same for a run that has reached its end.

@@ -5,7 +5,7 @@
 //! | `pg_wal` | the segments from start to stop | the same, or all up to the target, as a copy may [`replay`] them, and the `.history` files |
 //! | `pg_wal/archive_status` | | a `.done` for each of them: nothing is archived again |
 //! | `pg_tblspc` | no symbolic links: they point into the server's own directories | the same |
-//! | root, and files its configuration includes | | `configuration`, which leads nowhere else, and `recovery.signal`; no `tablespace_map`, `postmaster.*`, `standby.signal` |
+//! | root, and files its configuration includes | | `configuration`, which leads nowhere else, and `recovery.signal`; no `tablespace_map`, `postmaster.*`, `standby.signal`, no lock files of sockets |
 //! | anywhere | | no symbolic link that leads out of the directory it is in |
 //!
 //! In `pg_basebackup`'s plain format (`Style::Plain`), `raw/<id>` has no `tablespace_map`, and a `.done` for each segment.
@@ -22,6 +22,7 @@ use std::sync::Arc;
 use barmanfs_catalog::Plan;
 use barmanfs_live::leads_out;
 use barmanfs_pg::history::TimelineHistory;
+use barmanfs_pg::socket::is_socket_lock;
 use barmanfs_pg::wal_name::{SegmentName, WalName};
 use barmanfs_pg::{TimelineId, TimestampMicros};
 use barmanfs_store::{Attributes, Entry, Node};
@@ -65,13 +66,19 @@ impl Changes {
 
     /// Adds the view's own manifest, if the stored one has a file that is left out, or lacks one of `listed`.
     fn manifest(&mut self, root: &TreeDirectory, listed: Vec<(Vec<u8>, Arc<[u8]>)>) -> Result<()> {
-        let unlisted = root.stored(TABLESPACE_MAP.as_bytes())?.map(|_| TABLESPACE_MAP);
+        let mut unlisted = Vec::new();
+        for entry in root.tree.context.trees.entries(&root.listing) {
+            let entry = entry?;
+            if matches!(entry.node, Node::File(_)) && is_hidden(root, &entry) {
+                unlisted.push(entry.name);
+            }
+        }
         if let Some(Entry {
             attributes,
             node: Node::File(stored),
             ..
         }) = root.stored(view_manifest::NAME)?
-            && (unlisted.is_some() || !listed.is_empty())
+            && !(unlisted.is_empty() && listed.is_empty())
         {
             let content = Added::Manifest(ViewManifest {
                 stored,
@@ -208,9 +215,11 @@ pub(super) fn is_hidden(directory: &TreeDirectory, entry: &Entry) -> bool {
         }
 }
 
-/// Files that describe how the server was run, or where its tablespaces were. In a copy they are wrong or dangerous.
+/// Files that describe how the server was run, or where its tablespaces were. In a copy they are wrong or dangerous: by the
+/// lock file of a socket, another process that has the number in it keeps the copy from starting.
 pub(super) fn is_of_the_running_server(name: &[u8]) -> bool {
     name.starts_with(b"postmaster.")
+        || is_socket_lock(name)
         || matches!(name, b"tablespace_map" | b"standby.signal" | b"recovery.conf")
 }
 

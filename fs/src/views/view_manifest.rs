@@ -30,8 +30,8 @@ const MAX_KNOWN: usize = 4096;
 pub(super) struct ViewManifest {
     /// The stored manifest.
     pub(super) stored: FileMap,
-    /// A file that the view does not have.
-    pub(super) unlisted: Option<&'static str>,
+    /// Files that the view does not have.
+    pub(super) unlisted: Vec<Vec<u8>>,
     /// Files with the view's content.
     pub(super) listed: Vec<(Vec<u8>, Arc<[u8]>)>,
 }
@@ -110,7 +110,8 @@ impl ViewManifest {
             hasher.update(&(bytes.len() as u64).to_le_bytes());
             hasher.update(bytes);
         };
-        add(self.unlisted.unwrap_or_default().as_bytes());
+        add(&(self.unlisted.len() as u64).to_le_bytes());
+        self.unlisted.iter().for_each(|name| add(name));
         for (name, text) in &self.listed {
             add(name);
             add(text);
@@ -121,7 +122,7 @@ impl ViewManifest {
     /// Whether the view leaves out the file of this name or has another one.
     fn differs_in(&self, path: &[u8]) -> bool {
         let mut listed = self.listed.iter();
-        listed.any(|(name, _)| name == path) || self.unlisted.is_some_and(|name| name.as_bytes() == path)
+        listed.any(|(name, _)| name == path) || self.unlisted.iter().any(|name| name == path)
     }
 
     fn write<W: Write>(&self, tree: &BackupTree, output: W) -> Result<W> {

@@ -11,6 +11,12 @@ use crate::schedule::Schedule;
 /// The pause after a first failure; it doubles with each further one.
 const FIRST_PAUSE: Duration = Duration::from_secs(60);
 
+/// A task that seems to have taken longer met a leap of the clock.
+const LONGEST_TASK: Duration = Duration::from_secs(24 * 3600);
+
+/// The longest pause of what is to run always. An attempt costs little.
+const LONGEST_PAUSE_OF_SERVICE: Duration = Duration::from_secs(600);
+
 /// The longest pause, unless the attempt itself took longer.
 const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
 
@@ -41,8 +47,16 @@ pub(super) fn may_try_again(last: Option<&TaskMemory>, now: TimestampMicros) -> 
         return true;
     }
     let ended = last.ended_at.unwrap_or(last.began_at);
-    let took = ended.saturating_duration_since(last.began_at);
+    let took = ended.saturating_duration_since(last.began_at).min(LONGEST_TASK);
     !is_within(pause(failures).max(took), Some(ended), now)
+}
+
+/// Whether a process that is to run always may be started again. How long the last one ran says nothing about the next one.
+pub(super) fn may_run_again(last: Option<&TaskMemory>, now: TimestampMicros) -> bool {
+    let Some(last) = last else { return true };
+    let ended = last.ended_at.unwrap_or(last.began_at);
+    let pause = pause(last.failures.max(1)).min(LONGEST_PAUSE_OF_SERVICE);
+    !is_within(pause, Some(ended), now)
 }
 
 fn pause(failures: u32) -> Duration {
@@ -106,6 +120,17 @@ mod tests {
     }
 
     #[test]
+    fn what_is_to_run_always_is_started_again_soon_however_long_it_ran() {
+        for (failures, pause) in [(0, 60), (1, 60), (3, 240), (99, 600)] {
+            let ran = attempt(0, Some(90 * DAY), failures);
+            let may = |after| may_run_again(Some(&ran), at(90 * DAY + after));
+            assert!(!may(pause - 1) && may(pause), "{failures}");
+        }
+        assert!(may_run_again(Some(&attempt(0, None, 0)), at(60)));
+        assert!(may_run_again(None, at(0)));
+    }
+
+    #[test]
     fn a_failure_is_tried_again_with_a_growing_pause() {
         let failed = |failures| attempt(2 * HOUR, Some(2 * HOUR + 10), failures);
         let tried = |failures, after| due(Some(10), Some(&failed(failures)), 2 * HOUR + 10 + after);
@@ -118,6 +143,11 @@ mod tests {
             "no load for more than half of the time"
         );
         assert!(due(Some(10), Some(&long), 22 * HOUR));
+        let leapt = attempt(2 * HOUR, Some(3650 * DAY), 1);
+        assert!(
+            due(Some(10), Some(&leapt), 3651 * DAY),
+            "a clock that leapt stops nothing"
+        );
         let killed = attempt(2 * HOUR, None, 0);
         assert!(!due(Some(10), Some(&killed), 2 * HOUR + 59));
         assert!(due(Some(10), Some(&killed), 2 * HOUR + 60));
