@@ -15,6 +15,7 @@ use std::time::Duration;
 topic! {
     once a_standby_that_fell_behind_streams_again,
     edges a_failed_primary_follows_the_new_one,
+    once a_standby_that_was_not_started_yet_is_caught_up,
     once a_standby_on_another_host_is_caught_up_there,
 }
 
@@ -150,7 +151,11 @@ fn a_standby_that_fell_behind_streams_again(install: &'static Install) {
         .refused(1)
         .says(&["no data directory", "--standby-mode"]);
     assert!(!is_vacant.exists());
-    catchup(&site, &data, &[]).ok();
+    catchup(&site, &data, &[]).ok().says(&["a standby on timeline 1"]);
+    // It was not started, and has nothing of its own: its pg_control is that of the primary.
+    catchup(&site, &data, &[])
+        .ok()
+        .says(&["a copy that was not started yet", "nothing: it has no WAL"]);
     assert_own_tablespace(&site, &primary, &standby);
     standby.start();
     assert_streams(&primary, &standby, "follower");
@@ -231,6 +236,48 @@ fn a_failed_primary_follows_the_new_one(install: &'static Install) {
     // Nothing has taken its place: it may be the only one that has its last commits.
     let run = catchup(&site, &data, &options).refused(1);
     run.says(&["was a primary on timeline 3", "--force"]);
+}
+
+fn a_standby_that_was_not_started_yet_is_caught_up(install: &'static Install) {
+    let (site, mut primary) = Site::with_initdb_options(install, &["--wal-segsize=1"]);
+    fill(&primary, 1);
+    site.backup();
+    let (restored, copied) = (site.path("restored"), site.path("copied"));
+    let text = restored.to_str().unwrap();
+    let conninfo = primary.conninfo();
+    let options = ["--standby-mode", "--primary-conninfo", conninfo.as_str()];
+    site.barmanfs(&[&["restore", "main", "auto", text], &options[..]].concat())
+        .ok()
+        .says(&["Its primary is on the same host"]);
+    run(primary
+        .client("pg_basebackup")
+        .args(["-X", "stream", "-c", "fast", "--no-sync", "-R", "-D"])
+        .arg(&copied))
+    .ok();
+    transact(&primary, 100);
+    site.backup();
+    for data in [&restored, &copied] {
+        for _ in 0..2 {
+            let run = catchup(&site, data, &[]).ok();
+            run.says(&[
+                "a copy that was not started yet",
+                "Its primary is on the same host",
+            ]);
+        }
+    }
+    let mut standby = PgServer::on(install, &copied);
+    standby.start();
+    catch_up(&primary, &standby);
+    assert_sums_agree(&standby);
+    // One that was started and promoted is a primary, whatever else is there.
+    standby.query("SELECT pg_promote()");
+    standby.wait_until_promoted();
+    standby.stop("fast");
+    primary.stop("fast");
+    assert!(copied.join(".barmanfs-restore.json").exists());
+    catchup(&site, &copied, &[])
+        .refused(1)
+        .says(&["was a primary on timeline 2", "--force"]);
 }
 
 fn a_standby_on_another_host_is_caught_up_there(install: &'static Install) {

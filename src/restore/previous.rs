@@ -5,14 +5,16 @@ use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::Path;
 
+use barmanfs_pg::backup_label::BackupLabel;
 use barmanfs_pg::history::TimelineHistory;
 use barmanfs_pg::pg_control::{ClusterState, ControlFile};
 use barmanfs_pg::wal_check::check_segment;
 use barmanfs_pg::wal_name::SegmentName;
 use barmanfs_pg::wal_scan::{RecordFacts, SegmentIndex, WalScanner};
-use barmanfs_pg::{Lsn, TimelineId};
+use barmanfs_pg::{Lsn, SystemId, TimelineId};
 use serde::{Deserialize, Serialize};
 
+use super::DESCRIPTION;
 use super::place::failed;
 use crate::error::Error;
 use crate::instance;
@@ -20,14 +22,22 @@ use crate::instance;
 /// Bytes of WAL to read at a time.
 const PIECE_BYTES: u64 = 1 << 20;
 
-/// A history has a line for each timeline.
-const MAX_HISTORY_BYTES: u64 = 1 << 20;
+/// A history has a line for each timeline; the others have fewer.
+const MAX_SMALL_BYTES: u64 = 1 << 20;
+
+/// Where a start from a backup begins. It is there until the first start.
+const LABEL: &str = "backup_label";
+
+/// With these files a server recovers. Its promotion removes them.
+const SIGNALS: [&str; 2] = ["standby.signal", "recovery.signal"];
 
 /// What a directory was.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Previous {
     /// Whether it was a primary, also one that was shut down.
     pub(crate) was_primary: bool,
+    /// Whether a server was started in it since a backup was copied there.
+    pub(crate) was_started: bool,
     /// The timeline of its last checkpoint.
     pub(crate) timeline: TimelineId,
     /// Where its last checkpoint is.
@@ -53,16 +63,21 @@ impl Previous {
     /// When its files cannot be read.
     pub(crate) fn examine(data: &Path, route: &TimelineHistory) -> Result<Self, Error> {
         let control = instance::control(data)?;
-        let was_primary = !matches!(
+        let was_started = !awaits_start(data, &control)?;
+        let is_in_recovery = matches!(
             control.state,
             ClusterState::ShutDownInRecovery | ClusterState::InArchiveRecovery
         );
         let mut previous = Self {
-            was_primary,
+            was_primary: was_started && !is_in_recovery,
+            was_started,
             timeline: control.timeline,
             checkpoint_lsn: control.checkpoint,
             lost: None,
         };
+        if !was_started {
+            return Ok(previous);
+        }
         let left_at = match history(data, control.timeline)? {
             Some(own) => left_at(route, &own),
             None if control.timeline == route.timeline() => None,
@@ -78,6 +93,50 @@ impl Previous {
             previous.lost = (lost.to_lsn > from).then_some(lost);
         }
         Ok(previous)
+    }
+}
+
+/// Whether a backup was copied there and no server was started since: it has written nothing of its own. `pg_control` is
+/// still that of the server that was backed up. The first start renames `backup_label`, after it has written `pg_control`.
+///
+/// Before PostgreSQL 15, a primary had a `backup_label` during an exclusive backup. So the label alone does not count: there
+/// must be a file for a recovery, which a primary does not have, or the label must be the one that a restore has written.
+fn awaits_start(data: &Path, control: &ControlFile) -> Result<bool, Error> {
+    let Some(label) = small_file(&data.join(LABEL))? else {
+        return Ok(false);
+    };
+    for signal in SIGNALS {
+        let path = data.join(signal);
+        if path
+            .try_exists()
+            .map_err(|error| failed("look at", &path, error))?
+        {
+            return Ok(true);
+        }
+    }
+    let (Ok(label), Some(restored)) = (BackupLabel::parse(&label), small_file(&data.join(DESCRIPTION))?)
+    else {
+        return Ok(false);
+    };
+    let restored: Restored = serde_json::from_slice(&restored).unwrap_or_default();
+    Ok(restored.system_id == Some(control.system_id) && restored.first_segment == Some(label.start_segment))
+}
+
+/// What a restore has written of itself.
+#[derive(Default, Deserialize)]
+struct Restored {
+    system_id: Option<SystemId>,
+    /// Where replay begins.
+    first_segment: Option<SegmentName>,
+}
+
+/// A file of a few lines; `None` if there is none.
+fn small_file(path: &Path) -> Result<Option<Vec<u8>>, Error> {
+    let mut bytes = Vec::new();
+    match File::open(path).and_then(|file| file.take(MAX_SMALL_BYTES).read_to_end(&mut bytes)) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(failed("read", path, error)),
+        Ok(_) => Ok(Some(bytes)),
     }
 }
 
@@ -154,14 +213,12 @@ fn history(data: &Path, timeline: TimelineId) -> Result<Option<TimelineHistory>,
         return Ok(Some(TimelineHistory::without_ancestors(timeline)));
     }
     let path = data.join("pg_wal").join(format!("{}.history", timeline.hex()));
-    let mut bytes = Vec::new();
-    match File::open(&path).and_then(|file| file.take(MAX_HISTORY_BYTES).read_to_end(&mut bytes)) {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(failed("read", &path, error)),
-        Ok(_) => TimelineHistory::parse(&bytes, timeline)
-            .map(Some)
-            .map_err(|error| Error::failed(format!("{}: {error}", path.display()))),
-    }
+    let Some(bytes) = small_file(&path)? else {
+        return Ok(None);
+    };
+    TimelineHistory::parse(&bytes, timeline)
+        .map(Some)
+        .map_err(|error| Error::failed(format!("{}: {error}", path.display())))
 }
 
 /// Where the way to a timeline leaves another one, if it does: the last place that both histories have.

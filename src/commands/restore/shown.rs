@@ -137,10 +137,10 @@ fn facts(args: &RestoreArgs, choice: &Choice, report: &RestoreReport<'_>) -> Fac
 /// What a directory was that is caught up, what is lost, and what stays.
 fn of_the_directory(facts: &mut Facts, catchup: &CaughtUp) {
     if let Some(previous) = &catchup.previous {
-        let role = if previous.was_primary {
-            "primary"
-        } else {
-            "standby"
+        let role = match (previous.was_started, previous.was_primary) {
+            (false, _) => "copy that was not started yet,",
+            (true, true) => "primary",
+            (true, false) => "standby",
         };
         facts.add(
             "Was",
