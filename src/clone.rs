@@ -11,15 +11,8 @@ use barmanfs_live::{Kind, LiveClone, NodeAttributes, NodeId};
 use rustix::io::Errno;
 
 use crate::error::Error;
-use crate::instance;
-use crate::mounts::is_running;
+use crate::mounts::{is_running, running_on};
 use crate::output::printable;
-
-/// The file that shows that a server runs, and where.
-const PID_FILE: &[u8] = b"postmaster.pid";
-
-/// A pid file has eight lines, one of them a path.
-const PID_FILE_MAX_BYTES: usize = 8 << 10;
 
 /// A clone that only this process has.
 #[derive(Debug)]
@@ -55,10 +48,7 @@ impl OfflineClone {
 
     /// Refuses a clone on which a server runs that has outlived its mount: it would see its files change.
     fn refuse_running(&self) -> Result<(), Error> {
-        let Some(text) = self.read_small(PID_FILE, PID_FILE_MAX_BYTES)? else {
-            return Ok(());
-        };
-        match instance::running_by(&String::from_utf8_lossy(&text)) {
+        match running_on(&self.files)? {
             None => Ok(()),
             Some(running) => {
                 let CloneDescription { server, name, .. } = &self.description;

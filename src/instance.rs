@@ -5,11 +5,13 @@
 
 mod auto_conf;
 mod control_file;
+mod foreign;
 mod postmaster;
 mod programs;
 mod recovery_end;
 mod setting;
 pub(crate) mod sockets;
+mod stopping;
 
 use std::fs;
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
@@ -26,10 +28,14 @@ use barmanfs_pg::pg_control::{ClusterState, ControlFile};
 use nix::unistd::{Uid, User};
 
 pub(crate) use auto_conf::{AUTO_CONF, AUTO_CONF_MAX_BYTES, last_value};
-pub(crate) use postmaster::{Running, process_in, process_with_tablespace, running, running_by, stop};
+pub(crate) use postmaster::{
+    PID_FILE, Running, may_any_have_lost_its_files, process_in, process_with_tablespace, running, running_by,
+    running_in,
+};
 pub(crate) use programs::Programs;
-pub(crate) use recovery_end::Replayed;
+pub(crate) use recovery_end::{Replayed, has_shut_down_at_target};
 pub(crate) use setting::Setting;
+pub(crate) use stopping::{Stop, stop, stop_server};
 
 use crate::error::Error;
 
@@ -285,11 +291,23 @@ impl Instance {
 
     fn why_not(&self, log: &Path, from: u64, said: &[u8]) -> Error {
         let failed = Error::failed(format!("PostgreSQL does not start in {}", self.data.display()));
-        match tail(log, from) {
-            Some(tail) => failed.hint(format!("Its log {} ends with:\n{tail}", log.display())),
+        let why = match tail(log, from) {
+            Some(tail) => format!("Its log {} ends with:\n{tail}", log.display()),
             // Not even a log exists.
-            None => failed.hint(String::from_utf8_lossy(said).trim().to_owned()),
-        }
+            None => String::from_utf8_lossy(said).trim().to_owned(),
+        };
+        let foreign = match why.contains("ermission denied") {
+            true => foreign::first_file(&self.data, self.uid),
+            false => None,
+        };
+        failed.hint(match foreign {
+            Some(file) => format!(
+                "{why}\n{} does not belong to user {}, as whom PostgreSQL runs: chown it",
+                file.display(),
+                self.uid
+            ),
+            None => why,
+        })
     }
 }
 
@@ -339,7 +357,7 @@ pub(crate) enum Status {
 
 /// The state of the server in a data directory.
 pub(crate) fn status(data: &Path) -> Status {
-    let text = fs::read_to_string(data.join(postmaster::PID_FILE)).unwrap_or_default();
+    let text = fs::read_to_string(data.join(PID_FILE)).unwrap_or_default();
     parse_status(&text)
 }
 

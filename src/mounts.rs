@@ -4,6 +4,8 @@
 //! releases the lock when it is asked to (`.barmanfs/released/`) and nothing in the clone is open. So a command either
 //! works through the mount that serves the clone, or makes all mounts release it and takes the lock itself.
 
+mod clone_server;
+
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -14,6 +16,8 @@ use barmanfs_catalog::{CloneLock, CloneName, Repository, ServerName};
 use barmanfs_fs::{FoundMount, FoundMounts};
 use nix::errno::Errno;
 use nix::unistd::{Uid, User};
+
+pub(crate) use clone_server::{CloneServer, running_on};
 
 use crate::error::Error;
 use crate::instance;
@@ -43,11 +47,7 @@ impl<'a> Mounts<'a> {
         if let Some(asked) = asked {
             return self.asked(server, asked);
         }
-        let mut showing = self
-            .found
-            .serving
-            .iter()
-            .filter(|mount| live(mount, server).is_dir());
+        let mut showing = self.showing(server);
         match (showing.next(), showing.next()) {
             (Some(mount), None) => Ok(mount),
             (Some(first), Some(second)) => Err(Error::usage(format!(
@@ -58,6 +58,12 @@ impl<'a> Mounts<'a> {
             .hint("Choose one with --mount DIR")),
             (None, _) => Err(self.none(server)),
         }
+    }
+
+    /// The mounts that show a server with its clones.
+    pub(crate) fn showing(&self, server: &ServerName) -> impl Iterator<Item = &FoundMount> {
+        let serving = self.found.serving.iter();
+        serving.filter(|mount| live(mount, server).is_dir())
     }
 
     /// Where any mount that this user may look at shows the server: its root.
@@ -157,16 +163,6 @@ impl<'a> Mounts<'a> {
         Ok((mount, live(mount, server).join(name.as_str())))
     }
 
-    /// The server that runs on a clone, and its directory. No server runs on a clone that no mount serves.
-    pub(crate) fn running_on(
-        &self,
-        server: &ServerName,
-        name: &CloneName,
-    ) -> Option<(instance::Running, PathBuf)> {
-        let (_, path) = self.serving(server, name)?;
-        instance::running(&path).map(|running| (running, path))
-    }
-
     /// Makes every mount release a clone, if this user may request that. All writes to the clone are then durable.
     /// Returns a mount that this user may not ask.
     fn release(&self, server: &ServerName, name: &CloneName) -> Result<Option<&FoundMount>, Error> {
@@ -203,7 +199,7 @@ impl<'a> Mounts<'a> {
     }
 }
 
-/// Locks a clone for this process: no server runs on it, and no mount serves it as long as the lock lives.
+/// Locks a clone for this process: no server runs on it, not even one that has outlived its mount, and no mount serves it as long as the lock lives.
 ///
 /// # Errors
 /// When a server runs on it, or files in it are open.
@@ -215,8 +211,8 @@ pub(crate) fn hold(
 ) -> Result<CloneLock, Error> {
     repository.clone_named(server, name)?;
     let mounts = Mounts::of(repository)?;
-    if let Some((running, _)) = mounts.running_on(server, name) {
-        return Err(is_running(server, name, &running));
+    if let Some(found) = mounts.server_on(server, name)? {
+        return Err(is_running(server, name, &found.running));
     }
     let unwilling = mounts.release(server, name)?;
     repository.lock_clone(server, name, purpose).map_err(|error| {

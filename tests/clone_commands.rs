@@ -1,6 +1,6 @@
 //! `barmanfs clone`: a DBA creates, starts, resets and destroys clones, and sees what prevents a command.
 
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use crate::common::load::{fill, transact, transactions};
 use crate::common::process::{Run, run, state_of, until};
@@ -20,6 +20,8 @@ topic! {
     once a_full_clone_continues_when_its_limit_is_raised,
     once a_copy_of_a_clone_is_independent(as_root),
     once a_server_that_outlived_its_mount_is_stopped(as_root),
+    once a_server_is_found_although_no_mount_is_left(as_root),
+    once a_clone_is_discarded_although_its_server_does_not_shut_down(as_root),
     once a_pid_of_another_users_process_is_no_server,
 }
 
@@ -544,6 +546,90 @@ fn a_server_that_outlived_its_mount_is_stopped(install: &'static Install) {
     let _mount = Mount::for_all(&stage.site);
     stage.clone(&["stop", "main", "test1"]).ok().says(&["Stopped"]);
     assert!(!is_alive(&process));
+}
+
+/// A clone whose server has lost its mount, and the dead mount.
+fn lost_server(stage: &Stage) -> (Mount<'_>, String) {
+    let mut mount = Mount::for_all(&stage.site);
+    stage
+        .clone(&["create", "main", "test1", "--start", "--replay"])
+        .ok();
+    let process = stage.listed("test1")["process"].to_string();
+    // After a checkpoint nothing is left to write: a failed write would end the server.
+    stage.query("test1", "CHECKPOINT");
+    mount.kill();
+    (mount, process)
+}
+
+fn a_server_is_found_although_no_mount_is_left(install: &'static Install) {
+    let mut stage = Stage::new(install);
+    stage.own = true;
+    let (mount, process) = lost_server(&stage);
+    // The dead mount is still there.
+    assert_eq!(stage.listed("test1")["outlived_its_mount"], true);
+    stage.clone(&["list"]).ok().says(&["without its mount"]);
+    stage
+        .clone(&["destroy", "main", "test1"])
+        .refused(1)
+        .says(&[&process, "barmanfs clone stop"]);
+    stage
+        .clone(&["create", "main", "test2", "--from", "test1"])
+        .refused(1)
+        .says(&[&process]);
+    stage.clone(&["stop", "main", "test1"]).ok().says(&["Stopped"]);
+    assert!(!is_alive(&process));
+    stage
+        .clone(&["stop", "main", "test1"])
+        .ok()
+        .says(&["No server runs"]);
+    stage.clone(&["destroy", "main", "test1"]).ok();
+    drop(mount);
+
+    let (mount, process) = lost_server(&stage);
+    drop(mount);
+    stage.clone(&["destroy", "main", "test1", "--stop"]).ok();
+    assert!(!is_alive(&process));
+
+    // A mount that was taken out of sight still serves it: then nothing is known, and that is said.
+    let mount = Mount::for_all(&stage.site);
+    stage.clone(&["create", "main", "test1", "--start"]).ok();
+    let process = stage.listed("test1")["process"].to_string();
+    run(Command::new("umount").arg("-l").arg(&mount.point)).ok();
+    assert_eq!(stage.listed("test1")["running"], Value::Null);
+    stage.clone(&["list"]).ok().says(&["unknown"]);
+    for command in ["stop", "destroy"] {
+        stage
+            .clone(&[command, "main", "test1"])
+            .refused(1)
+            .says(&["is unknown", "serving it on a mount"]);
+    }
+    stage.site.sh(&format!("kill -INT {process}")).ok();
+    until("it has ended", || !is_alive(&process));
+    until("it is destroyed", || {
+        stage.clone(&["destroy", "main", "test1"]).code() == Some(0)
+    });
+}
+
+fn a_clone_is_discarded_although_its_server_does_not_shut_down(install: &'static Install) {
+    let mut stage = Stage::new(install);
+    stage.own = true;
+    let mount = Mount::for_all(&stage.site);
+    stage
+        .clone(&["create", "main", "test1", "--start", "--replay"])
+        .ok();
+    let process = stage.listed("test1")["process"].to_string();
+    // A checkpoint that does not end, as on a full disk.
+    stage
+        .site
+        .sh(&format!("pkill -STOP -P {process} -f checkpointer"))
+        .ok();
+    stage
+        .clone(&["stop", "main", "test1", "--wait-timeout", "1"])
+        .refused(1)
+        .says(&["did not stop within", &process]);
+    stage.clone(&["destroy", "main", "test1", "--stop"]).ok();
+    assert!(!is_alive(&process));
+    drop(mount);
 }
 
 /// Whether the process exists and has not ended; a zombie has ended.

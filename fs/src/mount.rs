@@ -293,19 +293,22 @@ fn named(holders: &[Holder]) -> String {
 }
 
 /// Unmounts the tree at this directory and, unless lazily, waits until its daemon has ended. Then all writes to clones
-/// are on disk, and no backup is in use.
+/// are on disk, and no backup is in use. Returns the processes that used it and still live, without its files: those that a
+/// removal by force has cut off.
 ///
 /// # Errors
 /// [`Error::NotMounted`] when there is no mount of barmanfs; [`Error::InUse`] when it is in use and must not be
 /// disturbed.
-pub fn unmount(mount_point: &Path, how: Unmounting) -> Result<()> {
+pub fn unmount(mount_point: &Path, how: Unmounting) -> Result<Vec<Holder>> {
     let path = absolute(mount_point)?;
     let mounted = Mounted::at(&path)?.ok_or_else(|| Error::NotMounted { path: path.clone() })?;
     let daemon = ServingProcess::of(&path);
+    let mut cut_off = Vec::new();
     match how {
         Unmounting::Unused => release(&mounted, daemon.as_ref())?,
-        Unmounting::Lazily => return mounted.detach(),
+        Unmounting::Lazily => return mounted.detach().map(|()| cut_off),
         Unmounting::ByForce => {
+            cut_off = mounted.holders(daemon.as_ref().map(ServingProcess::process));
             mounted.detach()?;
             if let Some(daemon) = &daemon {
                 daemon.end();
@@ -319,7 +322,15 @@ pub fn unmount(mount_point: &Path, how: Unmounting) -> Result<()> {
             PATIENCE.as_secs()
         );
     }
-    Ok(())
+    // Most notice it, and end.
+    let began = std::time::Instant::now();
+    loop {
+        cut_off.retain(Holder::is_alive);
+        if cut_off.is_empty() || began.elapsed() >= CLOSES_WITHIN {
+            return Ok(cut_off);
+        }
+        std::thread::sleep(TRY_AGAIN_AFTER);
+    }
 }
 
 /// Unmounts if the mount is unused. Only the kernel can decide that, and only at the moment of the call.

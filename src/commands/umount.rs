@@ -38,7 +38,14 @@ pub(crate) fn run(args: &UmountArgs) -> Result<Outcome, Error> {
             inside,
         }) => Err(in_use(&path, &holders, &inside)),
         unmounted => {
-            unmounted?;
+            // They do nothing useful any more, and PostgreSQL starts no other server where one of its processes lives.
+            for holder in unmounted? {
+                tracing::warn!(
+                    "Still there, without its files:{}. End it: kill -QUIT {}",
+                    described(&holder),
+                    holder.process
+                );
+            }
             Ok(Outcome::Done)
         }
     }
@@ -46,7 +53,10 @@ pub(crate) fn run(args: &UmountArgs) -> Result<Outcome, Error> {
 
 /// Prints the users of the mount, and what can be done about them.
 fn in_use(path: &Path, holders: &[Holder], inside: &[PathBuf]) -> Error {
-    let mut lines: Vec<String> = holders.iter().map(described).collect();
+    let mut lines: Vec<String> = holders
+        .iter()
+        .map(|holder| format!(" {}", described(holder)))
+        .collect();
     lines.extend(
         inside
             .iter()
@@ -66,10 +76,10 @@ fn in_use(path: &Path, holders: &[Holder], inside: &[PathBuf]) -> Error {
     )
 }
 
-/// `  process 4711 (cp) of user postgres has open /mnt/backups/main/latest/base/1/1259`
+/// ` process 4711 (cp) of user postgres has open /mnt/backups/main/latest/base/1/1259`
 fn described(holder: &Holder) -> String {
     format!(
-        "  process {} ({}) of {} {} {}",
+        " process {} ({}) of {} {} {}",
         holder.process,
         holder.command.escape_debug(),
         user_name(holder.user),

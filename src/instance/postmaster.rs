@@ -1,4 +1,4 @@
-//! The process behind a `postmaster.pid`: whether it is the server of this data directory, and ending it.
+//! The process behind a `postmaster.pid`: whether it is the server of this data directory.
 //!
 //! A process number in a file that a crash left may be in use again by now. The process is the server if it runs as the
 //! data's owner and works in the data directory. Where that cannot be seen, its start time must match the file.
@@ -10,22 +10,14 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
-
-use nix::errno::Errno;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 
 use crate::error::Error;
 
 /// The file in which a server describes itself, in its data directory.
-pub(super) const PID_FILE: &str = "postmaster.pid";
+pub(crate) const PID_FILE: &str = "postmaster.pid";
 
 /// The tolerance between the start of a process and the start that it notes, also for a clock that was set meanwhile.
 const START_TOLERANCE_S: u64 = 30;
-
-/// How often a server that is to end is polled.
-const STOP_POLL: Duration = Duration::from_millis(50);
 
 /// A server that runs, by its `postmaster.pid`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,7 +33,7 @@ pub(crate) struct Running {
 
 /// A process that has not ended. A zombie has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Process {
+pub(super) struct Process {
     uid: u32,
     /// Its start, in clock ticks since the host booted: no other process with its number has started at that time.
     started_ticks: u64,
@@ -58,10 +50,33 @@ enum WorksIn {
     Unknown,
 }
 
-/// The server that runs in a data directory.
+/// The server that runs in a data directory; `None` also where the directory cannot be read.
 pub(crate) fn running(data: &Path) -> Option<Running> {
-    let found = parse_pid_file(&fs::read_to_string(data.join(PID_FILE)).ok()?)?;
-    let owner = fs::metadata(data).ok()?.uid();
+    running_in(data).ok().flatten()
+}
+
+/// The server that runs in a data directory.
+///
+/// # Errors
+/// When the directory cannot be read: then it is unknown.
+pub(crate) fn running_in(data: &Path) -> io::Result<Option<Running>> {
+    let text = match fs::read(data.join(PID_FILE)) {
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+            ) =>
+        {
+            return Ok(None);
+        }
+        text => text?,
+    };
+    let owner = fs::metadata(data)?.uid();
+    Ok(owned_by(&String::from_utf8_lossy(&text), data, owner))
+}
+
+fn owned_by(text: &str, data: &Path, owner: u32) -> Option<Running> {
+    let found = parse_pid_file(text)?;
     let process = Process::of(found.pid).filter(|process| process.uid == owner)?;
     let works_in = works_in(found.pid, data);
     let is_it = match works_in {
@@ -86,57 +101,33 @@ fn in_directory(data: &Path, sockets: &Path) -> PathBuf {
     }
 }
 
-/// The server that a `postmaster.pid` names, where the data directory cannot be read since no mount shows it.
+/// The server that a `postmaster.pid` names, where no mount shows the data directory: it has lost its files.
 pub(crate) fn running_by(text: &str) -> Option<Running> {
     let found = parse_pid_file(text)?;
     let process = Process::of(found.pid)?;
-    process.began_at(found.started_s).then_some(found)
+    process.began_at(found.started_s).then_some(Running {
+        has_outlived_its_mount: true,
+        ..found
+    })
 }
 
-/// Stops the server that runs in a data directory, its sessions ended, and waits for that; nothing to do where none runs.
-/// `pg_ctl stop -m fast` does the same, but its programs may be anywhere, or gone in an upgrade.
-pub(crate) fn stop(data: &Path, timeout: Duration) -> Result<(), Error> {
-    let Some(server) = running(data) else {
-        return Ok(());
+/// Whether there may be a process of PostgreSQL that has lost its files with their mount. One of another user, whose
+/// directory cannot be seen, may be.
+pub(crate) fn may_any_have_lost_its_files() -> bool {
+    let Ok(pids) = processes() else {
+        return true;
     };
-    let process = Process::of(server.pid);
-    // Fast shutdown (PostgreSQL's documentation, "Shutting Down the Server"). One without files cannot shut down.
-    let signal = match server.has_outlived_its_mount {
-        true => Signal::SIGQUIT,
-        false => Signal::SIGINT,
-    };
-    match kill(Pid::from_raw(server.pid), signal) {
-        Ok(()) | Err(Errno::ESRCH) => {}
-        Err(error) => {
-            return Err(Error::failed(format!(
-                "Cannot stop the server in {} (process {}): {error}",
-                data.display(),
-                server.pid
-            ))
-            .hint("Run this as the user it belongs to, or as root"));
-        }
+    pids.into_iter().any(|pid| is_postgres(pid) && !has_files(pid))
+}
+
+/// Whether the working directory of a process still answers.
+fn has_files(pid: i32) -> bool {
+    let directory = PathBuf::from(format!("/proc/{pid}/cwd"));
+    match rustix::fs::statfs(&directory) {
+        // The kernel answers for a mount that keeps this user out. A look into it shows that.
+        Ok(_) => fs::metadata(&directory).is_ok(),
+        Err(error) => io::Error::from(error).kind() == io::ErrorKind::NotFound,
     }
-    let deadline = Instant::now() + timeout;
-    while process.is_some() && Process::of(server.pid) == process {
-        if Instant::now() >= deadline {
-            return Err(Error::failed(format!(
-                "The server in {} did not stop within {} s (process {})",
-                data.display(),
-                timeout.as_secs(),
-                server.pid
-            ))
-            .hint("It goes on stopping: try again later"));
-        }
-        std::thread::sleep(STOP_POLL);
-    }
-    // It could not remove its files.
-    if server.has_outlived_its_mount {
-        let file = data.join(PID_FILE);
-        fs::remove_file(&file)
-            .map_err(|error| Error::failed(format!("Cannot remove {}: {error}", file.display())))?;
-        remove_locks_of_zombie(data, &server.socket_directory)?;
-    }
-    Ok(())
 }
 
 /// Removes the lock files of a server that has ended while its parent has not waited for it. PostgreSQL takes such a
@@ -226,6 +217,17 @@ pub(super) fn is_alive(pid: i32) -> bool {
     Process::of(pid).is_some()
 }
 
+/// The living processes that a process has started.
+pub(super) fn children_of(parent: i32) -> Vec<i32> {
+    let pids = processes().unwrap_or_default();
+    let is_child = |pid: &i32| {
+        // The parent is field 4.
+        stat_fields(*pid)
+            .is_some_and(|fields| !has_ended(&fields) && fields.get(1) == Some(&parent.to_string()))
+    };
+    pids.into_iter().filter(is_child).collect()
+}
+
 /// Whether a process has ended, and its parent has not waited for it.
 pub(super) fn is_zombie(pid: i32) -> bool {
     stat_fields(pid).is_some_and(|fields| has_ended(&fields))
@@ -245,7 +247,7 @@ fn has_ended(fields: &[String]) -> bool {
 
 impl Process {
     /// Read from files that everybody may read, whichever user owns the process.
-    fn of(pid: i32) -> Option<Self> {
+    pub(super) fn of(pid: i32) -> Option<Self> {
         let uid = fs::metadata(format!("/proc/{pid}")).ok()?.uid();
         let fields = stat_fields(pid)?;
         // The start is field 22.
@@ -302,6 +304,9 @@ fn parse_pid_file(text: &str) -> Option<Running> {
 mod tests {
     use super::*;
     use std::process::Command;
+    use std::time::{Duration, Instant};
+
+    const POLL: Duration = Duration::from_millis(20);
 
     /// As this very process would write it, had it begun so much earlier or later.
     fn pid_file(pid: u32, later_s: i64) -> String {
@@ -332,7 +337,7 @@ mod tests {
         let mut session = Command::new("sleep").arg("60").current_dir(data).spawn().unwrap();
         let mut server = Command::new("true").spawn().unwrap();
         while is_alive(server.id().cast_signed()) {
-            std::thread::sleep(STOP_POLL);
+            std::thread::sleep(POLL);
         }
         lock_by(server.id());
         // The socket is not the data: nobody can write through it any more.

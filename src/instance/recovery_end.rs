@@ -1,5 +1,6 @@
 //! Waits for the end of a recovery.
 
+use std::path::Path;
 use std::process::Output;
 use std::time::{Duration, Instant};
 
@@ -49,6 +50,17 @@ impl AtTarget {
             _ => Self::ShutsDown,
         }
     }
+}
+
+/// Whether the server of a data directory, which does not run, was stopped by its recovery target.
+///
+/// # Errors
+/// When its files cannot be read.
+pub(crate) fn has_shut_down_at_target(data: &Path) -> Result<bool, Error> {
+    let recovers_to_a_target = data.join("recovery.signal").exists() && !data.join("standby.signal").exists();
+    Ok(recovers_to_a_target
+        && super::control(data)?.state == ClusterState::ShutDownInRecovery
+        && AtTarget::of(&auto_conf::read(data)?) == AtTarget::ShutsDown)
 }
 
 impl Instance {

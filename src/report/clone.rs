@@ -19,8 +19,8 @@ pub(crate) struct ListedClone {
     pub(crate) max_bytes: Option<u64>,
     /// Where it is mounted.
     pub(crate) path: Option<PathBuf>,
-    /// Whether a server runs on it.
-    pub(crate) running: bool,
+    /// Whether a server runs on it; `None` if that is unknown.
+    pub(crate) running: Option<bool>,
     pub(crate) port: Option<u16>,
     /// The directory of its socket.
     pub(crate) socket_directory: Option<PathBuf>,

@@ -254,12 +254,16 @@ impl Repository {
         Ok(CloneLock { _lock: lock })
     }
 
+    /// Whether a process serves a clone or works on it. Where that cannot be found out, one may.
+    pub fn is_clone_held(&self, server: &ServerName, name: &CloneName) -> bool {
+        self.locks.is_held(&lock_name(server, name)).unwrap_or(true)
+    }
+
     /// The process that holds a clone's lock, according to the lock file; `None` if it is not held.
     pub fn clone_holder(&self, server: &ServerName, name: &CloneName) -> Option<u32> {
-        let lock = lock_name(server, name);
-        // If the lock cannot be probed, assume it is held: the result is only used for display.
-        let held = self.locks.is_held(&lock).unwrap_or(true);
-        held.then(|| self.locks.named_process(&lock)).flatten()
+        let held = self.is_clone_held(server, name);
+        held.then(|| self.locks.named_process(&lock_name(server, name)))
+            .flatten()
     }
 
     /// Removes a locked clone with everything in it.

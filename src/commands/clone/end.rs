@@ -3,11 +3,11 @@
 use barmanfs_catalog::{CloneDescription, Repository};
 
 use super::create::{self, Of};
-use super::start::{STOP_TIMEOUT, stop_running};
+use super::start::stop_running;
 use crate::cli::clone::EndArgs;
 use crate::commands::App;
 use crate::error::{Error, Outcome};
-use crate::instance::sockets;
+use crate::instance::{Stop, sockets};
 use crate::mounts::{Mounts, hold, is_running};
 
 /// Runs `clone destroy`. This does not need a mount.
@@ -56,9 +56,9 @@ fn asked(app: &App, args: &EndArgs) -> Result<(Repository, CloneDescription), Er
 /// Stops the server that runs on the clone, or fails because it runs.
 fn end_server(app: &mut App, mounts: &Mounts<'_>, clone: &CloneDescription, stop: bool) -> Result<(), Error> {
     let CloneDescription { server, name, .. } = clone;
-    match mounts.running_on(server, name) {
-        Some((_, path)) if stop => stop_running(app, clone, &path, STOP_TIMEOUT),
-        Some((running, _)) => Err(is_running(server, name, &running).hint(format!(
+    match mounts.server_on(server, name)? {
+        Some(found) if stop => stop_running(app, clone, &found, Stop::Discarding),
+        Some(found) => Err(is_running(server, name, &found.running).hint(format!(
             "Stop it first: barmanfs clone stop {server} {name}; or add --stop"
         ))),
         None => Ok(()),

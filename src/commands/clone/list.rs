@@ -11,7 +11,6 @@ use barmanfs_pg::TimestampMicros;
 use crate::cli::clone::ListArgs;
 use crate::commands::App;
 use crate::error::{Error, Outcome};
-use crate::instance;
 use crate::mounts::{Mounts, live};
 use crate::output::{self, Align, Cell, Style, Table};
 use crate::report::ListedClone;
@@ -53,14 +52,20 @@ fn listed(
     let written_bytes = allocated_bytes(&directory)
         .map_err(|error| Error::failed(format!("Cannot read {}: {error}", directory.display())))?;
     let serving = mounts.serving(&server, &name).map(|(_, path)| path);
-    let running = serving.as_deref().and_then(instance::running);
+    let found = mounts.server_on(&server, &name);
+    if let Err(error) = &found {
+        tracing::debug!("{error}");
+    }
+    // Neither yes nor no, if it is unknown.
+    let is_running = found.as_ref().ok().map(Option::is_some);
+    let running = found.ok().flatten().map(|found| found.running);
     let elsewhere = || {
-        let mount = mounts.choose(&server, None).ok()?;
+        let mount = mounts.showing(&server).next()?;
         Some(live(mount, &server).join(name.as_str()))
     };
     Ok(ListedClone {
         path: serving.or_else(elsewhere),
-        running: running.is_some(),
+        running: is_running,
         port: running.as_ref().map(|running| running.port),
         socket_directory: running.as_ref().map(|running| running.socket_directory.clone()),
         outlived_its_mount: running
@@ -109,6 +114,7 @@ fn table(clones: &[ListedClone], now: TimestampMicros) -> Table {
         let running = match clone.port {
             Some(_) if clone.outlived_its_mount => Cell::styled("without its mount", Style::Red),
             Some(port) => Cell::styled(place(port, clone), Style::Green),
+            None if clone.running.is_none() => "unknown".into(),
             None => "-".into(),
         };
         let path = clone.path.as_ref().map(|path| path.display().to_string());
@@ -163,7 +169,7 @@ mod tests {
     #[test]
     fn each_clone_has_its_line() {
         let made = TimestampMicros::from_unix_seconds(1_763_700_000);
-        let clone = |name: &str, target: Option<&str>, port: Option<u16>, sockets: &str| ListedClone {
+        let described = |name: &str, target: Option<&str>, port: Option<u16>, sockets: &str| ListedClone {
             server: "main".parse().unwrap(),
             name: name.parse().unwrap(),
             origin: CloneOrigin {
@@ -175,21 +181,24 @@ mod tests {
             written_bytes: 3 << 20,
             max_bytes: None,
             path: port.map(|_| PathBuf::from("/mnt/backups/main/live").join(name)),
-            running: port.is_some(),
+            running: Some(port.is_some()),
             port,
             socket_directory: port.map(|_| PathBuf::from(sockets)),
             process: port.map(|_| 4711),
             outlived_its_mount: false,
         };
+        let mut unknown = described("held", None, None, "");
+        unknown.running = None;
         let clones = [
-            clone("test1", None, Some(25_432), "/mnt/backups/main/live/test1"),
-            clone(
+            described("test1", None, Some(25_432), "/mnt/backups/main/live/test1"),
+            described(
                 "team",
                 None,
                 Some(25_433),
                 "/tmp/barmanfs-clone-0123456789abcdef-Xb3kQ1",
             ),
-            clone("before", Some("name:before"), None, ""),
+            described("before", Some("name:before"), None, ""),
+            unknown,
         ];
         let later = TimestampMicros::from_unix_seconds(1_763_707_380);
         assert_snapshot!(table(&clones, later).render(false), @"
@@ -197,6 +206,7 @@ mod tests {
         main    test1   20261120T101500  -            2 h 03 min  3.00 MiB  port 25432                                                 /mnt/backups/main/live/test1
         main    team    20261120T101500  -            2 h 03 min  3.00 MiB  port 25433 in /tmp/barmanfs-clone-0123456789abcdef-Xb3kQ1  /mnt/backups/main/live/team
         main    before  20261120T101500  name:before  2 h 03 min  3.00 MiB  -                                                          not mounted
+        main    held    20261120T101500  -            2 h 03 min  3.00 MiB  unknown                                                    not mounted
         ");
         let days = TimestampMicros::from_unix_seconds(1_763_700_000 + 5 * 86_400);
         assert_eq!(

@@ -14,14 +14,11 @@ use super::create::quoted;
 use crate::cli::clone::{ServerOptions, StartArgs, StopArgs};
 use crate::commands::App;
 use crate::error::{Error, Outcome};
-use crate::instance::{self, Instance, LOG, Replayed, Running, StartOptions, sockets};
-use crate::mounts::{Mounts, known_user, user_name};
+use crate::instance::{Instance, LOG, Replayed, Running, StartOptions, Stop, sockets};
+use crate::mounts::{CloneServer, Mounts, known_user, user_name};
 use crate::progress::{Counted, Progress};
 use crate::restore::replay_progress::ReplayProgress;
 use crate::restore::watch::Watched;
-
-/// How long a server may take to stop if no option specifies it.
-pub(super) const STOP_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Runs `clone start`.
 pub(super) fn run(app: &mut App, args: &StartArgs) -> Result<Outcome, Error> {
@@ -225,15 +222,14 @@ pub(super) fn stop(app: &mut App, args: &StopArgs) -> Result<Outcome, Error> {
     let name = &args.which.name;
     let clone = repository.clone_named(&server, name)?;
     let mounts = Mounts::of(&repository)?;
-    let place = match &args.mount.mount_point {
-        Some(asked) => Some(mounts.place_of(&server, name, Some(asked))?.1),
-        // If a server has outlived its mount, no mount may be serving its clone now.
-        None => mounts.place_of(&server, name, None).ok().map(|(_, path)| path),
+    let found = match &args.mount.mount_point {
+        Some(asked) => mounts.server_at(&server, name, asked)?,
+        None => mounts.server_on(&server, name)?,
     };
-    match place.filter(|path| instance::running(path).is_some()) {
-        Some(path) => {
+    match found {
+        Some(found) => {
             let timeout = Duration::from_secs(args.wait_timeout);
-            stop_running(app, &clone, &path, timeout)?;
+            stop_running(app, &clone, &found, Stop::Keeping(timeout))?;
         }
         None if !app.options.quiet => {
             app.out
@@ -244,12 +240,12 @@ pub(super) fn stop(app: &mut App, args: &StopArgs) -> Result<Outcome, Error> {
     Ok(Outcome::Done)
 }
 
-/// Stops the server that runs on the clone at `path`.
+/// Stops the server that runs on the clone.
 pub(super) fn stop_running(
     app: &mut App,
     clone: &CloneDescription,
-    path: &Path,
-    timeout: Duration,
+    found: &CloneServer,
+    how: Stop,
 ) -> Result<(), Error> {
     let CloneDescription { id, server, name, .. } = clone;
     let progress = Progress::start(
@@ -257,7 +253,7 @@ pub(super) fn stop_running(
         Counted::Time,
         app.options.quiet,
     );
-    instance::stop(path, timeout)?;
+    found.stop(&format!("{server}/live/{name}"), how)?;
     sockets::remove(&id.to_string());
     drop(progress);
     if !app.options.quiet {

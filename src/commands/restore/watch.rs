@@ -7,6 +7,7 @@ use barmanfs_catalog::Repository;
 
 use crate::commands::App;
 use crate::error::{Error, Outcome};
+use crate::instance;
 use crate::output;
 use crate::report::ReplayReport;
 use crate::restore::rates;
@@ -62,6 +63,10 @@ fn until_ready(
     let ready = loop {
         match progress.look() {
             replay @ (Replay::Ready | Replay::Paused) => break Some(replay),
+            Replay::NotRunning if instance::has_shut_down_at_target(data)? => {
+                drop(progress);
+                return tell_shut_down(app, data);
+            }
             Replay::NotRunning if progress.has_begun() || began.elapsed() > START_WITHIN => break None,
             Replay::NotRunning | Replay::Starting | Replay::At(_) => {}
         }
@@ -100,4 +105,14 @@ fn until_ready(
         None => Err(Error::failed(format!("No server runs in {path}"))
             .hint(format!("Start it: pg_ctl -D {path} start"))),
     }
+}
+
+/// It was told to shut down at its target, so this is an end as good as another.
+fn tell_shut_down(app: &mut App, data: &Path) -> Result<Outcome, Error> {
+    let path = data.display();
+    app.out.line(format_args!(
+        "The server in {path} has recovered to its target and has shut down there, as recovery_target_action says: \
+         set that to promote to go on"
+    ))?;
+    Ok(Outcome::Done)
 }
