@@ -146,8 +146,22 @@ impl FromStr for TargetSpec {
             .count();
         let (target, options) = parts.split_at(parts.len() - options.min(parts.len() - 1));
         let mut spec = Self::from(target_of(&decoded(target.join(",").trim())?)?);
+        let mut keys = Vec::new();
         for option in options {
-            spec.set(&decoded(option.trim())?)?;
+            let option = decoded(option.trim())?;
+            let key = match option.split_once('=').map_or(option.as_str(), |(key, _)| key) {
+                // The two contradict each other.
+                "inclusive" => "exclusive",
+                key => key,
+            };
+            if keys.iter().any(|known| known == key) {
+                return Err(TargetError::new(
+                    text,
+                    &format!("has the option {key} more than once: name it once"),
+                ));
+            }
+            keys.push(key.to_owned());
+            spec.set(&option)?;
         }
         let has_a_limit = matches!(spec.target, Target::Time(_) | Target::Lsn(_) | Target::Xid(_));
         if !spec.inclusive && !has_a_limit {
@@ -417,6 +431,12 @@ mod tests {
             ("now,timeline=0", "no timeline"),
             ("now,timeline=one", "no timeline"),
             ("now,action=stop", "no action"),
+            ("now,action=pause,action=shutdown", "option action more than once"),
+            (
+                "now,timeline=2,backup=20261120T101500,timeline=2",
+                "option timeline more than once",
+            ),
+            ("lsn:0/1,exclusive,inclusive", "option exclusive more than once"),
             ("now,backup=latest", "names no backup"),
             ("now,speed=fast", "no option"),
             ("now%", "hexadecimal"),
