@@ -2,11 +2,13 @@
 //!
 //! Colours are used only on a terminal and without `NO_COLOR`. If the reader has gone away, the program ends quietly.
 
+mod data;
 mod document;
 mod messages;
 pub(crate) mod table;
 
-use std::io::{self, BufWriter, IsTerminal, Read, Write};
+use std::fs::File;
+use std::io::{self, BufWriter, IsTerminal, Write};
 use std::sync::OnceLock;
 
 use barmanfs_catalog::json;
@@ -16,12 +18,10 @@ use serde_json::Value;
 
 use crate::error::{Error, Outcome};
 use crate::locale;
+pub(crate) use data::stdout;
 use document::Document;
 use messages::Messages;
 pub(crate) use table::{Align, Cell, Table};
-
-/// Bytes to copy at a time.
-const COPY_BYTES: usize = 1 << 20;
 
 /// How a word is highlighted on a terminal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -193,17 +193,13 @@ impl Output {
         printed.map_err(|error| Error::output(&error))
     }
 
-    /// Prints all of `content`, and nothing else. Messages call it `what`.
-    pub(crate) fn copy(&mut self, content: &mut impl Read, what: &str) -> Result<(), Error> {
+    /// Standard output for data, and nothing else.
+    ///
+    /// # Errors
+    /// When it is closed.
+    pub(crate) fn for_data(&mut self) -> Result<File, Error> {
         self.parts = Parts::Text;
-        let mut buffer = vec![0; COPY_BYTES];
-        loop {
-            match content.read(&mut buffer) {
-                Ok(0) => return Ok(()),
-                Ok(length) => self.bytes(buffer.get(..length).unwrap_or_default())?,
-                Err(error) => return Err(Error::failed(format!("Cannot read {what}: {error}"))),
-            }
-        }
+        data::stdout()
     }
 
     /// Prints one value as the JSON document, see [`json`]. People can read it, too.

@@ -50,6 +50,15 @@ fn archived_files_read_back(install: &'static Install) {
             fs::read(&fetched).unwrap() == fs::read(segment).unwrap(),
             "get-wal gives other bytes for {name}"
         );
+        for (redirection, said) in [(">&-", "Standard output is closed"), ("1</dev/null", "Bad file")] {
+            let get = format!(
+                "'{}' --config '{}' get-wal main {name}",
+                site.program().display(),
+                site.config().display()
+            );
+            let run = site.sh(&format!("{get} {redirection}"));
+            run.refused(201).says(&[said]);
+        }
         let printed = site.barmanfs(&["get-wal", "main", &name]).ok();
         assert!(
             printed.stdout == fs::read(segment).unwrap(),

@@ -19,6 +19,7 @@ use barmanfs_store::open_regular;
 use super::App;
 use crate::cli::wal::GetWalArgs;
 use crate::error::{Error, Outcome};
+use crate::output;
 use crate::wal_transfer::beside;
 use crate::wal_transfer::compression::Compression;
 use crate::wal_transfer::feed::serve;
@@ -61,7 +62,7 @@ pub(crate) fn run(app: &mut App, args: &GetWalArgs) -> Result<Outcome, Error> {
 fn feed(source: &Source<'_>) -> Result<Outcome, Error> {
     // Standard output of the library would look for lines in WAL.
     let failed = |error: io::Error| Error::failed(format!("Cannot give WAL: {error}"));
-    let stdout = rustix::stdio::stdout().try_clone_to_owned().map_err(failed)?;
+    let mut stdout = output::stdout()?;
     let stdin = rustix::stdio::stdin().try_clone_to_owned().map_err(failed)?;
     let find = |name: &WalName| {
         let found = source.find_surely(name)?;
@@ -70,7 +71,7 @@ fn feed(source: &Source<'_>) -> Result<Outcome, Error> {
         }
         Ok(found)
     };
-    serve(&mut File::from(stdin), &mut File::from(stdout), find).map_err(failed)?;
+    serve(&mut File::from(stdin), &mut stdout, find).map_err(failed)?;
     Ok(Outcome::Done)
 }
 
@@ -105,19 +106,14 @@ fn one(app: &mut App, args: &GetWalArgs, source: &Source<'_>) -> Result<Outcome,
                 ))
             })?;
         }
-        (None, None) => {
-            let what = format!("WAL file {name} of server {server}");
-            app.out.copy(&mut content, &what)?;
-        }
-        (None, Some((form, level))) => {
-            let mut stdout = io::stdout().lock();
-            form.encode(level, &mut content, &mut stdout)
-                .and_then(|()| stdout.flush())
-                .map_err(|error| {
-                    Error::failed(format!(
-                        "Cannot print WAL file {name} of server {server}: {error}"
-                    ))
-                })?;
+        (None, encoding) => {
+            let printed = print(&mut content, encoding, &mut app.out.for_data()?);
+            printed.map_err(|error| match error.kind() {
+                io::ErrorKind::BrokenPipe => Error::output(&error),
+                _ => Error::failed(format!(
+                    "Cannot print WAL file {name} of server {server}: {error}"
+                )),
+            })?;
         }
     }
     Ok(Outcome::Done)
@@ -247,6 +243,16 @@ impl Source<'_> {
         }
         Ok(())
     }
+}
+
+/// Writes all of the file.
+fn print(content: &mut impl Read, encoding: Encoding, to: &mut File) -> io::Result<()> {
+    let mut to = BufWriter::with_capacity(COPY_BYTES, to);
+    match encoding {
+        None => io::copy(content, &mut to).map(drop)?,
+        Some((form, level)) => form.encode(level, content, &mut to)?,
+    }
+    to.flush()
 }
 
 /// Writes the complete file, or none: PostgreSQL must never see a short segment. A device or a pipe is written to: it is

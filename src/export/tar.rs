@@ -14,6 +14,7 @@ use super::compressed::{compressed, suffix};
 use super::tree::{self, Part, Size};
 use super::{Asked, Exported, outside};
 use crate::error::Error;
+use crate::output;
 use crate::restore::{SourceFile, ViewTree};
 use crate::unfinished::{UnfinishedDirectory, failed};
 
@@ -182,7 +183,7 @@ pub(super) fn to_standard_output<T>(
     add: impl FnOnce(&mut Archive<'_>) -> Result<T, Error>,
     run: &Run,
 ) -> Result<T, Error> {
-    let mut output = io::stdout();
+    let mut output = output::stdout()?;
     if output.is_terminal() {
         return Err(Error::usage("An archive cannot be shown on a terminal")
             .hint("Redirect standard output, or name a place instead of -"));
