@@ -10,6 +10,7 @@
 //! - [`catch_up`] looks at the directory of a standby that is caught up: [`own_files`] are its files that stay, [`previous`]
 //!   is what it was before.
 //! - [`remote`] does all this on another host, over ssh; [`agent`] where barmanfs is there. [`source`] is where content comes from.
+//! - [`same_host`] knows whether a standby would be on the host of its primary.
 //! - [`settings`] reports what a person should look at before the server is started.
 //!
 //! Invariants:
@@ -36,6 +37,7 @@ mod prune;
 pub(crate) mod rates;
 pub(crate) mod remote;
 pub(crate) mod replay_progress;
+pub(crate) mod same_host;
 pub(crate) mod settings;
 mod source;
 mod space;

@@ -34,7 +34,8 @@ use crate::restore::catch_up::{CatchUp, CaughtUp};
 use crate::restore::configuration::ConfigurationTarget;
 use crate::restore::remote::{self, RemotePlace, RemotePrepared, RemoteShell};
 use crate::restore::{
-    DESCRIPTION, Prepared, Ready, Relocations, ViewTree, WriteOptions, destination, rates, settings,
+    DESCRIPTION, Prepared, Ready, Relocations, ViewTree, WriteOptions, destination, rates, same_host,
+    settings,
 };
 use request::AUTO;
 
@@ -122,6 +123,7 @@ fn carry_out(app: &mut App, args: &RestoreArgs, catchup: Option<bool>) -> Result
         ));
     }
     note_without_effect(args, &mut choice);
+    note_primary(args, catchup.is_some(), &mut choice);
     if args.no_recovery {
         choice.notes.push(
             "It has no settings for a recovery, and archives as the server does: let the program that asked for it write \
@@ -471,6 +473,15 @@ fn note_reader(repository: &Repository, args: &RestoreArgs, view: &ViewTree, cho
             "The copy fetches WAL as {}, to whom the repository does not belong: if that user cannot read it, add --no-get-wal",
             user_name(reader)
         ));
+    }
+}
+
+/// A standby beside its primary can damage it. What is caught up is looked at in its own directory.
+fn note_primary(args: &RestoreArgs, is_caught_up: bool, choice: &mut Choice) {
+    let primary = args.primary_conninfo.as_ref();
+    if let Some(primary) = primary.filter(|_| args.standby_mode && !is_caught_up) {
+        let is_here = args.remote_ssh_command.is_none();
+        choice.notes.extend(same_host::note(primary, is_here));
     }
 }
 

@@ -112,6 +112,23 @@ impl Conninfo {
         targets.map(|(_, value)| value).collect()
     }
 
+    /// The hosts that a connection string names, each by its address if that is given; "" is the usual socket. None if the
+    /// string cannot be read, or names a service, which says that elsewhere.
+    pub(crate) fn hosts_of(text: &str) -> Vec<String> {
+        let Ok(settings) = parse::parse(text) else {
+            return Vec::new();
+        };
+        let names_any = ["hostaddr", "host"]
+            .into_iter()
+            .filter_map(|key| settings.get(key).filter(|value| !value.is_empty()))
+            .next();
+        match names_any {
+            Some(hosts) => hosts.split(',').map(|host| host.trim().to_owned()).collect(),
+            None if settings.contains_key("service") => Vec::new(),
+            None => vec![String::new()],
+        }
+    }
+
     /// The files that a connection string names: keys, certificates, a password file.
     pub(crate) fn files_of(text: &str) -> Vec<String> {
         const FILES: [&str; 5] = ["passfile", "sslkey", "sslcert", "sslrootcert", "sslcrl"];

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::destination::{self, State};
 use super::own_files::{OwnFiles, StandbySettings};
 use super::previous::Previous;
+use super::same_host;
 use super::tablespaces::Relocations;
 use crate::error::Error;
 use crate::output::printable;
@@ -82,14 +83,17 @@ impl CatchUp {
             )
         });
         let mut notes: Vec<String> = unknown.collect();
-        let has_primary = self.settings.primary_conninfo.is_some() || own.names_a_primary;
-        if !has_primary {
-            notes.push(
+        let asked = self.settings.primary_conninfo.as_ref();
+        let primary = asked.or(own.primary_conninfo.as_ref());
+        match primary {
+            Some(primary) => notes.extend(same_host::note(primary, true)),
+            None => notes.push(
                 "No file in it names a primary: unless one elsewhere does, it follows the archive only. \
                  Add --primary-conninfo"
                     .to_owned(),
-            );
+            ),
         }
+        let has_primary = primary.is_some();
         let found = CaughtUp {
             previous,
             own_files: own.paths().map(printable).collect(),

@@ -502,11 +502,20 @@ pub(crate) fn refuse_place(repository: Option<&Repository>, path: &Path) -> Resu
             return refuse(format!("is in the repository {}, or around it", home.display()));
         }
     }
+    // There may be others, and on another host none is known.
+    if let Some(home) = path.ancestors().find(|path| is_repository(path)) {
+        return refuse(format!("is in the repository {}", home.display()));
+    }
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     match mount_points(&mounts).find(|point| path.starts_with(point)) {
         Some(point) => refuse(format!("is in the mount at {}", point.display())),
         None => Ok(()),
     }
+}
+
+/// Whether a directory is a repository of barmanfs.
+fn is_repository(path: &Path) -> bool {
+    path.join("repository.json").is_file() && path.join("packs").is_dir()
 }
 
 /// Where tablespaces really are, behind links. None is in the data directory or in another one, or around it.
@@ -556,11 +565,25 @@ pub(crate) fn resolved(path: &Path) -> Result<PathBuf, Error> {
     if rest.components().any(|part| part.as_os_str() == "..") {
         return Err(Error::usage(format!("{} does not exist", path.display())));
     }
+    let first = rest.components().next().map(|first| existing.join(first));
+    if let Some((link, target)) = first.and_then(|link| std::fs::read_link(&link).ok().map(|to| (link, to))) {
+        return Err(dangling(&link, Some(&target)));
+    }
     let existing = std::fs::canonicalize(existing).map_err(|error| failed("find", existing, error))?;
     Ok(match rest.as_os_str().is_empty() {
         true => existing,
         false => existing.join(rest),
     })
+}
+
+/// The error for a link that leads to nothing: nothing can be made under its name.
+pub(super) fn dangling(link: &Path, target: Option<&Path>) -> Error {
+    let target = target.map_or_else(|| "something".to_owned(), |target| target.display().to_string());
+    Error::failed(format!(
+        "{} is a link to {target}, which does not exist",
+        link.display()
+    ))
+    .hint("Make that directory, remove the link, or name another directory")
 }
 
 /// The path itself or the nearest directory above it that exists.
@@ -637,5 +660,13 @@ mod tests {
         assert_eq!(resolved(&base.join("link/a/b")).unwrap(), base.join("a/b"));
         assert_eq!(resolved(&base.join("link")).unwrap(), base);
         assert!(resolved(&base.join("a/../b")).is_err());
+        std::os::unix::fs::symlink(base.join("gone"), base.join("dangling")).unwrap();
+        for path in ["dangling", "dangling/data"] {
+            let error = resolved(&base.join(path)).unwrap_err().to_string();
+            assert!(
+                error.contains("/dangling is a link to") && error.contains("/gone"),
+                "{error}"
+            );
+        }
     }
 }

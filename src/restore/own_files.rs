@@ -73,8 +73,8 @@ pub(crate) struct OwnFiles {
     paths: BTreeSet<Vec<u8>>,
     /// The new content of `postgresql.auto.conf`.
     auto_conf: Vec<u8>,
-    /// Whether a file names a primary.
-    pub(crate) names_a_primary: bool,
+    /// How it connects to its primary, by its files. May have a password in it.
+    pub(crate) primary_conninfo: Option<String>,
 }
 
 impl std::fmt::Debug for OwnFiles {
@@ -93,7 +93,7 @@ impl OwnFiles {
             data,
             paths: BTreeSet::new(),
             waiting: Vec::new(),
-            names_a_primary: false,
+            primary_conninfo: None,
         };
         for name in SETTINGS {
             search.find(name.as_bytes(), Kind::Settings)?;
@@ -115,7 +115,7 @@ impl OwnFiles {
         Ok(Self {
             paths: search.paths,
             auto_conf: with_block(&auto_conf, settings),
-            names_a_primary: search.names_a_primary,
+            primary_conninfo: search.primary_conninfo,
         })
     }
 
@@ -167,7 +167,7 @@ struct Search<'a> {
     data: &'a Path,
     paths: BTreeSet<Vec<u8>>,
     waiting: Vec<(Vec<u8>, Kind)>,
-    names_a_primary: bool,
+    primary_conninfo: Option<String>,
 }
 
 impl Search<'_> {
@@ -238,8 +238,12 @@ impl Search<'_> {
                 "include_if_exists" => self.referenced(&AccessReference::FileIfExists(value), path, kind)?,
                 "include_dir" => self.referenced(&AccessReference::Directory(value), path, kind)?,
                 "primary_conninfo" => {
-                    self.names_a_primary |= !value.is_empty();
-                    self.connection(&String::from_utf8_lossy(&value))?;
+                    let value = String::from_utf8_lossy(&value).into_owned();
+                    self.connection(&value)?;
+                    // Which of several files counts, is for PostgreSQL to say: it is a primary in any case.
+                    if !value.is_empty() {
+                        self.primary_conninfo = Some(value);
+                    }
                 }
                 name => self.setting(name, &value)?,
             }
@@ -436,7 +440,7 @@ mod tests {
             "server.key",
         ];
         assert_eq!(paths, expected);
-        assert!(own.names_a_primary);
+        assert!(own.primary_conninfo.is_some());
         assert!(own.covers(b"mylog/postgresql.log") && own.covers(b"extra") && !own.covers(b"extra2"));
         assert!(!own.covers(b"conf.d") && own.is_above_some(b"conf.d") && own.is_above_some(b"deep"));
         assert!(!own.is_above_some(b"dee") && !own.is_above_some(b"base") && !own.covers(b"stranger"));

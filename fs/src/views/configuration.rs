@@ -71,6 +71,7 @@ fn append_block(
         kept,
         settings,
         in_place_tablespaces(backup).to_owned(),
+        streamed_tablespaces(recovery).to_owned(),
         END.to_owned(),
     ];
     text.extend_from_slice(block.concat().as_bytes());
@@ -242,11 +243,26 @@ fn hot_standby(recovery: &Recovery) -> &'static str {
      hot_standby = off"
 }
 
+/// What is streamed comes from the primary as it is.
+fn streamed_tablespaces(recovery: Option<&Recovery>) -> &'static str {
+    let streams = |recovery: &Recovery| {
+        let standby = recovery.standby.as_ref();
+        standby.is_some_and(|standby| standby.primary_conninfo.is_some())
+    };
+    match recovery.is_some_and(streams) {
+        true => {
+            "# A tablespace that the primary makes while this standby streams is made at the same location here.\n\
+             # If that is the same host, the standby damages the primary: never let both have one location.\n"
+        }
+        false => "",
+    }
+}
+
 fn in_place_tablespaces(backup: &Backup) -> &'static str {
     if !backup.server_version.knows_in_place_tablespaces() {
         return "";
     }
-    "# Tablespaces are plain directories under pg_tblspc, also those that are made during recovery.\n\
+    "# Tablespaces are plain directories under pg_tblspc, also those that WAL of the archive makes.\n\
      # Remove this line only once they are symbolic links again.\n\
      allow_in_place_tablespaces = on\n"
 }

@@ -8,7 +8,7 @@ use barmanfs_catalog::Backup;
 use super::shell::{RemoteShell, word};
 use crate::error::Error;
 use crate::output;
-use crate::restore::destination::{HELD, not_empty};
+use crate::restore::destination::{HELD, dangling, not_empty};
 use crate::restore::marker;
 use crate::restore::space::TreeSize;
 use crate::restore::tablespaces::Relocations;
@@ -24,9 +24,12 @@ const OTHER_PROCESSORS: [&str; 12] = [
 
 /// Defines `look NUMBER PATH`, which prints what there is.
 const LOOK: &str = r#"look() {
-d=$2; while [ ! -e "$d" ]; do d=${d%/*}; [ -n "$d" ] || d=/; done
+d=$2; while [ ! -e "$d" ]; do [ ! -h "$d" ] || { echo "dangling $1 $d"; return; }
+d=${d%/*}; [ -n "$d" ] || d=/; done
 [ -d "$d" ] || { echo "other $1"; return; }
 echo "existing $1 ${#d}"; r=$(cd "$d" && pwd -P) && echo "real $1 $r"
+p=$r; while [ -n "$p" ]; do if [ -f "$p/repository.json" ] && [ -d "$p/packs" ]; then echo "repository $1 $p"; fi
+p=${p%/*}; done
 echo "space $1 $(df -Pk "$d" | tail -n 1)"
 [ "$d" = "$2" ] || return 0
 [ -r "$d" ] && [ -w "$d" ] && [ -x "$d" ] || echo "closed $1"
@@ -63,6 +66,10 @@ struct Found {
     free_bytes: Option<u64>,
     mount_point: String,
     is_other: bool,
+    /// The repository of barmanfs that it is in.
+    repository: Option<String>,
+    /// A link that leads to nothing.
+    dangling: Option<PathBuf>,
     is_closed: bool,
     has_entries: bool,
     is_incomplete: bool,
@@ -149,6 +156,8 @@ impl Facts {
                     "existing" => found.existing_bytes = value.parse().unwrap_or(0),
                     "space" => found.take_space(value),
                     "other" => found.is_other = true,
+                    "repository" => found.repository = Some(output::printable(value.as_bytes())),
+                    "dangling" => found.dangling = Some(value.into()),
                     "closed" => found.is_closed = true,
                     "full" => found.has_entries = true,
                     "incomplete" => found.is_incomplete = true,
@@ -199,6 +208,14 @@ impl Facts {
             return Err(Error::failed(format!(
                 "{shown} on the other host, or something above it, is no directory"
             )));
+        }
+        if let Some(repository) = &found.repository {
+            return Err(Error::usage(format!(
+                "{shown} on the other host is in the repository {repository}"
+            )));
+        }
+        if let Some(link) = &found.dangling {
+            return Err(dangling(link, None).context("On the other host"));
         }
         if let Some(pid) = &found.running {
             return Err(Error::failed(format!(

@@ -11,7 +11,8 @@ mod patience;
 
 use std::io::{BufWriter, Read, Write};
 use std::os::fd::OwnedFd;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -31,6 +32,10 @@ const SSH_FAILED: i32 = 255;
 
 /// Characters of that in a message.
 const SHOWN_CHARACTERS: usize = 600;
+
+/// How each script begins. No message of a person's command has it, unless the command has taken the script for its own
+/// argument.
+const SCRIPT_BEGINS: &str = "LC_ALL=C; export LC_ALL; ";
 
 /// A script prints little.
 const ANSWER_BYTES: u64 = 1 << 20;
@@ -87,7 +92,7 @@ impl Running {
 fn beating(script: &str, patience: &Patience) -> String {
     let seconds = patience.beat_every.as_secs();
     format!(
-        "LC_ALL=C; export LC_ALL; printf '\\000' >&2; {{ while sleep {seconds} </dev/null >/dev/null 2>&1; do \
+        "{SCRIPT_BEGINS}printf '\\000' >&2; {{ while sleep {seconds} </dev/null >/dev/null 2>&1; do \
          printf '\\000' >&2; done; }} >/dev/null & b=$!; ( {script} ); c=$?; kill $b 2>/dev/null; exit $c"
     )
 }
@@ -215,8 +220,13 @@ impl Session {
     pub(crate) fn finish(&mut self) -> Result<(), Error> {
         let flushed = self.flush();
         drop(self.input.take());
-        // Nobody reads what else it prints, and it must not wait for that.
-        drop(self.output.take());
+        // Nobody needs what else it prints, as the greeting of a login shell. It must neither wait for a reader nor end for
+        // want of one. What it has left behind may hold the pipe open, so this thread is not waited for.
+        if let Some(mut output) = self.output.take() {
+            std::thread::spawn(move || {
+                let _unread = std::io::copy(&mut output, &mut std::io::sink());
+            });
+        }
         self.result(flushed)
     }
 
@@ -262,14 +272,35 @@ impl Session {
                 true => "The connection to the other host has failed".to_owned(),
                 false => format!("The connection to the other host has failed: {said}"),
             })),
-            code => {
-                let code = code.map_or_else(|| "a signal".to_owned(), |code| format!("code {code}"));
-                let error = Error::failed(format!("Cannot {doing} on the other host ({code}): {said}"));
-                Err(match self.is_full() {
-                    true => error.hint("The file system there is full: make room"),
-                    false => error,
-                })
-            }
+            _ => Err(self.failed(status, &said)),
+        }
+    }
+
+    /// The error of a command that has failed.
+    fn failed(&self, status: ExitStatus, said: &str) -> Error {
+        let doing = self.doing;
+        let how = match (status.code(), status.signal()) {
+            (Some(code), _) => format!("code {code}"),
+            (None, Some(signal)) => format!("ended by signal {signal}"),
+            (None, None) => "no code".to_owned(),
+        };
+        let what = format!("Cannot {doing} on the other host ({how})");
+        if said.contains(SCRIPT_BEGINS) {
+            return Error::failed(format!(
+                "{what}: the command has not run the script that it was given"
+            ))
+            .hint(
+                "--remote-ssh-command must run the command that is added to it, as 'ssh postgres@db2' does",
+            );
+        }
+        let error = match said.is_empty() {
+            true => Error::failed(format!("{what}, without a reason"))
+                .hint("See what the command of --remote-ssh-command runs there, and the log of its ssh"),
+            false => Error::failed(format!("{what}: {said}")),
+        };
+        match self.is_full() {
+            true => error.hint("The file system there is full: make room"),
+            false => error,
         }
     }
 }
@@ -325,9 +356,35 @@ mod tests {
             failed("echo refused >&2; exit 255"),
             "The connection to the other host has failed: refused"
         );
+        assert_eq!(
+            failed("exit 4"),
+            "Cannot look on the other host (code 4), without a reason"
+        );
         let long = failed("head -c 9000 /dev/zero | tr '\\0' x >&2; exit 1");
         assert!(long.len() < 700 && long.ends_with("..."), "{long}");
         assert!(RemoteShell::new(" ").is_err());
+    }
+
+    #[test]
+    fn a_command_that_greets_is_no_failure() {
+        let shell =
+            RemoteShell::new(r#"sh -c 'sleep 0.2; yes welcome | head -n 20000; eval "$1"' x"#).unwrap();
+        let mut session = shell.start("write", "cat >/dev/null").unwrap();
+        session.write_all(b"some").unwrap();
+        session.finish().unwrap();
+    }
+
+    #[test]
+    fn a_command_that_runs_no_script_is_named() {
+        for command in ["cat", "ls"] {
+            let shell = RemoteShell::new(command).unwrap();
+            let error = shell.run("look", "true", b"").unwrap_err();
+            assert!(
+                !error.to_string().contains("LC_ALL")
+                    && error.hint_text().unwrap().contains("ssh postgres@db2"),
+                "{error}"
+            );
+        }
     }
 
     #[test]
