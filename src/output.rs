@@ -199,7 +199,7 @@ impl Output {
     /// When it is closed.
     pub(crate) fn for_data(&mut self) -> Result<File, Error> {
         self.parts = Parts::Text;
-        data::stdout()
+        stdout()
     }
 
     /// Prints one value as the JSON document, see [`json`]. People can read it, too.

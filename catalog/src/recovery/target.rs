@@ -157,7 +157,7 @@ impl FromStr for TargetSpec {
             if keys.iter().any(|known| known == key) {
                 return Err(TargetError::new(
                     text,
-                    &format!("has the option {key} more than once: name it once"),
+                    format!("has the option {key} more than once: name it once"),
                 ));
             }
             keys.push(key.to_owned());
