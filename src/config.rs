@@ -33,7 +33,7 @@ mod values;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use barmanfs_catalog::Action;
+use barmanfs_catalog::{Action, ServerName};
 pub(crate) use hooks::HookScripts;
 pub(crate) use limits::{Age, Limits, unless_zero};
 pub(crate) use model::Model;
@@ -243,6 +243,22 @@ impl Config {
     /// The server called `name`.
     pub(crate) fn server(&self, name: &str) -> Option<&ServerConfig> {
         self.servers.iter().find(|server| server.name.as_str() == name)
+    }
+
+    /// Refuses to delete anything of a server while a part of the configuration cannot be read: it may say that more is
+    /// kept, or have the server's section. A person mends it first, so no option overrides this.
+    ///
+    /// # Errors
+    /// What cannot be read.
+    pub(crate) fn refuse_deletions(&self, server: &ServerName) -> Result<(), Error> {
+        match self.misnamed.iter().find(|section| section.is_a_file()) {
+            None => Ok(()),
+            Some(lost) => Err(Error::usage(format!(
+                "Nothing of server '{server}' is deleted, because a part of the configuration cannot be read: {}",
+                lost.problem
+            ))
+            .hint("Mend or remove it first; 'barmanfs config check' lists all that is wrong")),
+        }
     }
 
     /// How many lines have no effect or deserve a look, in one sentence; `None` if there are none.

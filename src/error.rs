@@ -192,7 +192,7 @@ impl From<barmanfs_catalog::Error> for Error {
         use barmanfs_catalog::Error as Catalog;
         let hint = match &error {
             Catalog::NoRepository { .. } => {
-                "The first 'barmanfs backup SERVER' creates it. If it has a file system of its own: is that mounted?"
+                "Is its file system mounted? If there never was one, 'barmanfs init' creates it"
             }
             Catalog::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
                 "Run this as the user the repository belongs to"

@@ -10,7 +10,20 @@ pub(crate) fn missing_mount(path: &Path) -> Option<PathBuf> {
     // On hosts without one of these files, nothing is missing.
     let fstab = std::fs::read_to_string("/etc/fstab").unwrap_or_default();
     let mounted = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
-    find(path, &fstab, &mounted)
+    let missing = find(path, &fstab, &mounted);
+    missing.or_else(|| find(&resolved(path)?, &fstab, &mounted))
+}
+
+/// The path without symbolic links, as far as it exists.
+fn resolved(path: &Path) -> Option<PathBuf> {
+    let there = path.ancestors().find(|there| there.symlink_metadata().is_ok())?;
+    let rest = path.strip_prefix(there).ok()?;
+    let target = match std::fs::canonicalize(there) {
+        Ok(target) => target,
+        // A link to something that is not there.
+        Err(_) => there.parent()?.join(std::fs::read_link(there).ok()?),
+    };
+    Some(target.join(rest))
 }
 
 fn find(path: &Path, fstab: &str, mountinfo: &str) -> Option<PathBuf> {

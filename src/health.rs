@@ -6,7 +6,7 @@
 //!
 //! - [`repository`], [`space`]: the repository itself.
 //! - [`archive`]: the server's backups and WAL in the repository, by the rules in [`backups`], [`reliability`],
-//!   [`wal_store`], [`clones`] and [`snapshots`].
+//!   [`wal_store`], [`recoverable`], [`clones`] and [`snapshots`].
 //! - [`server`], [`streaming`], [`wal_arrival`]: the server, and whether its WAL arrives.
 //! - [`passive`]: the primary of a passive node, instead of the server.
 //! - [`wal_host`]: the host that WAL is received from, where that is another one.
@@ -26,6 +26,7 @@ mod finding;
 mod gate;
 pub(crate) mod losses;
 mod passive;
+mod recoverable;
 mod reliability;
 mod repository;
 mod retention;

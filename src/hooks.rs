@@ -20,7 +20,7 @@ use crate::mounts::Mounts;
 use environment::Variables;
 pub(crate) use environment::{Recovery, Wal};
 use script::{Ended, Script};
-pub(crate) use script::{Notice, notify};
+pub(crate) use script::{Notice, Told, notify};
 
 /// An operation that has hooks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

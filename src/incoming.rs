@@ -6,6 +6,7 @@
 
 pub(crate) mod whole;
 
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -23,6 +24,7 @@ use crate::arrival::{self, Arriving, AsChecked, NotArchived};
 use crate::config::ServerConfig;
 use crate::error::Error;
 use crate::hooks::{Hook, Hooks, NEVER_STOPPED};
+use crate::output;
 use whole::Checked;
 
 /// How long after its last change a file that is not whole, or whose content does not show that it is, may still be copied.
@@ -30,6 +32,9 @@ const COPIED_WITHIN: Duration = Duration::from_secs(600);
 
 /// The same of a segment that only lacks proof for a record which crosses its border.
 const SETTLED_AFTER: Duration = Duration::from_secs(60);
+
+/// After how long a file should have been archived, or put aside, where `cron` runs each minute.
+pub(crate) const STUCK_AFTER: Duration = Duration::from_secs(2 * 600);
 
 /// The ending of names that are not final.
 const TEMPORARY: &str = ".tmp";
@@ -56,17 +61,25 @@ enum Fate {
 ///
 /// # Errors
 /// When it cannot be read.
-pub(crate) fn waiting(directory: &Path) -> io::Result<Vec<String>> {
+pub(crate) fn waiting(directory: &Path) -> io::Result<Vec<OsString>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if !name.starts_with('.') && !name.ends_with(TEMPORARY) && entry.file_type()?.is_file() {
+        let name = entry.file_name();
+        let bytes = name.as_encoded_bytes();
+        let is_final = !bytes.starts_with(b".") && !bytes.ends_with(TEMPORARY.as_bytes());
+        if is_final && entry.file_type()?.is_file() {
             names.push(name);
         }
     }
     names.sort_unstable();
     Ok(names)
+}
+
+/// A file that has waited for so long that something is wrong with it, or with what should archive it.
+pub(crate) fn stuck(directory: &Path) -> io::Result<Option<OsString>> {
+    let mut names = waiting(directory)?.into_iter();
+    Ok(names.find(|name| !may_be_copied(&directory.join(name), STUCK_AFTER)))
 }
 
 /// Where files of this directory go that cannot be archived.
@@ -91,7 +104,7 @@ pub(crate) fn archive(
     let mut settling: Vec<TimelineId> = Vec::new();
     for name in names {
         let path = directory.join(&name);
-        if let Ok(WalName::Segment(segment)) = WalName::from_str(&name)
+        if let Some(Ok(WalName::Segment(segment))) = name.to_str().map(WalName::from_str)
             && settling.contains(&segment.timeline)
         {
             continue;
@@ -104,7 +117,7 @@ pub(crate) fn archive(
                 first_error.get_or_insert(error);
             }
             Fate::Archived(was) => match remove(&path, &was) {
-                Ok(()) => archived.push(name),
+                Ok(()) => archived.push(output::printable(name.as_encoded_bytes())),
                 Err(error) => {
                     tracing::error!("Server {}: {error}", server.name);
                     first_error.get_or_insert(error);
@@ -112,15 +125,19 @@ pub(crate) fn archive(
             },
             Fate::SetAside(why, ending) => {
                 let place = set_aside(directory, &name, ending);
-                tracing::error!(
-                    "Server {}: {} is not archived, {}: {why}",
-                    server.name,
-                    path.display(),
-                    match place {
-                        Ok(place) => format!("and is now {}", place.display()),
-                        Err(error) => format!("and stays where it is ({error})"),
-                    }
-                );
+                let fate = match &place {
+                    Ok(place) => format!("and is now {}", place.display()),
+                    Err(error) => format!(
+                        "and stays where it is, since it cannot be moved to {} ({error})",
+                        errors_directory(directory).display()
+                    ),
+                };
+                let told = format!("{} is not archived, {fate}: {why}", path.display());
+                tracing::error!("Server {}: {told}", server.name);
+                // Nothing else shows one that stays.
+                if place.is_err() {
+                    first_error.get_or_insert(Error::failed(told));
+                }
             }
         }
     }
@@ -130,7 +147,7 @@ pub(crate) fn archive(
     }
 }
 
-fn archive_one(hooks: &Hooks<'_>, name: &str, path: &Path) -> Result<Fate, Error> {
+fn archive_one(hooks: &Hooks<'_>, name: &OsStr, path: &Path) -> Result<Fate, Error> {
     let unusable = |why: String| match is_recent(path) {
         true => {
             tracing::debug!("{} waits: {why}", path.display());
@@ -138,9 +155,10 @@ fn archive_one(hooks: &Hooks<'_>, name: &str, path: &Path) -> Result<Fate, Error
         }
         false => Fate::SetAside(Error::failed(why), "unknown"),
     };
-    let wal_name = match WalName::from_str(name) {
-        Ok(wal_name) => wal_name,
-        Err(error) => return Ok(unusable(error.to_string())),
+    let wal_name = match name.to_str().map(WalName::from_str) {
+        Some(Ok(wal_name)) => wal_name,
+        Some(Err(error)) => return Ok(unusable(error.to_string())),
+        None => return Ok(unusable("its name is not that of a WAL file".to_owned())),
     };
     let file: File = match open_regular(path) {
         // Another process has archived it.
@@ -269,11 +287,13 @@ fn remove(path: &Path, archived: &AsChecked) -> Result<(), Error> {
 }
 
 /// Moves a file out of the way; the new name says when, and why.
-fn set_aside(directory: &Path, name: &str, ending: &str) -> io::Result<PathBuf> {
+fn set_aside(directory: &Path, name: &OsStr, ending: &str) -> io::Result<PathBuf> {
     let errors = errors_directory(directory);
     fs::create_dir_all(&errors)?;
     let stamp = Timestamp::now().strftime("%Y%m%dT%H%M%SZ").to_string();
-    let place = errors.join(format!("{name}.{stamp}.{ending}"));
+    let mut new = name.to_owned();
+    new.push(format!(".{stamp}.{ending}"));
+    let place = errors.join(new);
     fs::rename(directory.join(name), &place)?;
     Ok(place)
 }

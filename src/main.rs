@@ -46,6 +46,7 @@ mod signals;
 mod size;
 mod snapshot;
 mod sync;
+mod terminal;
 #[cfg(test)]
 mod testing;
 mod unfinished;

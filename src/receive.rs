@@ -6,7 +6,7 @@
 //!
 //! - Only data that is durable in the spool or the archive is reported as flushed. A kill at any moment loses nothing
 //!   that was reported: the next start continues after the stored data ([`position`]).
-//! - Only a signal or a wrong configuration ends this. Every other failure is logged, and the work is tried again.
+//! - Only a signal, or a changed or wrong configuration, ends this. Every other failure is logged, and the work is tried again.
 
 mod archiver;
 mod backoff;
@@ -16,6 +16,9 @@ mod session;
 pub(crate) mod slot;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
 
 use barmanfs_catalog::Repository;
 use barmanfs_pg::wal_name::SegmentName;
@@ -29,19 +32,60 @@ pub(crate) use archiver::archive;
 use backoff::Backoff;
 use session::{Ended, Session};
 
-/// Receives the WAL of a server until a signal comes.
+/// How often it is looked whether the configuration has changed.
+const LOOK_AT_CONFIGURATION_EVERY: Duration = Duration::from_secs(5);
+
+/// Why receiving ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// A signal came.
+    Stopped,
+    /// The configuration of the server has changed: another process must go on with it.
+    Changed,
+}
+
+/// Receives the WAL of a server until a signal comes, or `has_changed` says that its configuration is another one now.
 ///
 /// # Errors
 /// When another process receives it, when the configuration is wrong, or when the repository cannot be used at all.
-pub(crate) fn run(repository: &Repository, server: &ServerConfig) -> Result<(), Error> {
+pub(crate) fn run(
+    repository: &Repository,
+    server: &ServerConfig,
+    has_changed: &(dyn Fn() -> bool + Sync),
+) -> Result<End, Error> {
     let stop = Interruption::watch(|| {})?;
+    let end = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut looks = 0;
+            while !stop.requested() {
+                stop.sleep(LOOK_AT_CONFIGURATION_EVERY);
+                // Once may be in the middle of a change.
+                looks = if has_changed() { looks + 1 } else { 0 };
+                if looks > 1 && !stop.requested() {
+                    end.store(true, Ordering::Relaxed);
+                    stop.request();
+                }
+            }
+        });
+        let received = until_stopped(repository, server, &stop);
+        stop.request();
+        received
+    })?;
+    Ok(match end.load(Ordering::Relaxed) {
+        true => End::Changed,
+        false => End::Stopped,
+    })
+}
+
+fn until_stopped(repository: &Repository, server: &ServerConfig, stop: &Interruption) -> Result<(), Error> {
     let spool = Arc::new(repository.spool(&server.name)?);
     let archiver = Archiver::start(Arc::clone(&spool), server)?;
     let session = Session {
         server,
         spool: &spool,
         archiver: &archiver,
-        stop: &stop,
+        stop,
     };
     if server.slot_name.is_none() {
         tracing::warn!(

@@ -57,6 +57,7 @@ const LIST: &[(&str, &str, &str)] = &[
     ("streaming WALs directory", "a_spool_that_nothing_archives_is_found", GREEN),
     ("retention policy settings", "a_policy_that_cannot_be_followed_fails", "a_policy_says_how_far_back_it_reaches"),
     ("WAL without gaps", "a_missing_segment_is_reported_and_stops_only_later_targets", GREEN),
+    ("recovery to now", "a_wrong_history_costs_no_backup", GREEN),
     ("wal_level of the archived WAL", "no_target_is_offered_behind_a_start_with_minimal_wal", GREEN),
     ("PostgreSQL's version of the archived WAL", "unreadable_wal_is_archived_with_a_warning", GREEN),
     ("history files", "a_history_that_cannot_be_read_makes_only_itself_unreadable", GREEN),

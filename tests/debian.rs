@@ -87,6 +87,7 @@ fn a_cluster_is_recovered_under_debians_tools(_install: &'static Install) {
     );
     site.write_config_with(&[("main", &conninfo)]);
     cluster.query("sockets", "CREATE TABLE t AS SELECT 1 n");
+    site.init();
     site.ok(&["backup", "main", "--fast-checkpoint"]);
     cluster.query("sockets", "INSERT INTO t VALUES (2)");
     site.ok(&["switch-wal", "main", "--archive"]);

@@ -15,6 +15,7 @@ topic! {
     once codes_of_scripts_stop_only_what_is_not_done,
     once a_script_ends_with_the_command_that_runs_it,
     once a_change_of_a_check_is_told_once,
+    alone a_notify_command_that_hangs_delays_no_other,
 }
 
 /// What real scripts of Barman have seen.
@@ -389,6 +390,30 @@ fn a_script_ends_with_the_command_that_runs_it(install: &'static Install) {
     for id in all.lines() {
         until("it has ended", || is_gone(id));
     }
+}
+
+fn a_notify_command_that_hangs_delays_no_other() {
+    let site = Site::with_repository();
+    let told = site.write_file("told", b"");
+    let server = |name: &str, command: &str| {
+        format!("[{name}]\nconninfo = host=/nowhere\nhook_timeout = 8\nnotify_command = {command}\n")
+    };
+    let config = format!(
+        "[barmanfs]\nrepository = {}\n{}{}",
+        site.repository().display(),
+        server("a", "sleep 100"),
+        server("b", &format!("echo \"$BARMAN_SERVER\" >> {}", told.display()))
+    );
+    site.write_file("barmanfs.conf", config.as_bytes());
+    let began = Instant::now();
+    let ran = site.barmanfs(&["cron", "--task", "notify", "--keep-descriptors"]);
+    // Several checks of each server fail, and the command of one hangs once.
+    assert!(began.elapsed().as_secs() < 16, "{:?}: {ran}", began.elapsed());
+    let ran = ran.says(&["Server a: notify_command did not end within 8.00 s"]);
+    assert!(fs::read_to_string(&told).unwrap().lines().count() > 1, "{ran}");
+    site.barmanfs(&["check", "a"])
+        .refused(3)
+        .says(&["did not end within 8.00 s"]);
 }
 
 fn a_change_of_a_check_is_told_once(install: &'static Install) {

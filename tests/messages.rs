@@ -54,6 +54,7 @@ fn control_characters_of_a_server_do_not_reach_the_terminal() {
     for server in [refusing, warning, versionless] {
         let site = Site::new();
         site.write_config_with(&[("main", &server.conninfo())]);
+        site.init();
         for arguments in [
             &["backup", "main", "-vv"][..],
             &["check", "main"],
@@ -68,6 +69,7 @@ fn control_characters_of_a_server_do_not_reach_the_terminal() {
 
 fn an_invalid_connection_string_does_not_show_its_password() {
     let site = Site::new();
+    site.init();
     let service = site.write_file("services", b"[main]\nhost=/nowhere\npasword=geheim\n[geheim\n");
     for text in [
         "postgresql://u:geheim/x@/nowhere",

@@ -372,6 +372,7 @@ fn copies_in_a_directory_are_archived(install: &'static Install) {
     site.barmanfs(&["check", "main"])
         .says(&["incoming errors: FAILED"]);
 
+    a_file_that_cannot_be_put_aside_is_an_error(&site, &incoming);
     // cron does the same.
     let next = name_of(&kept_segments(&site, &server, 1)[0]);
     until("it is copied", || archived(&server) == next);
@@ -382,6 +383,30 @@ fn copies_in_a_directory_are_archived(install: &'static Install) {
 }
 
 /// The file was whole when its script began.
+/// Neither its name nor the directory beside it may hide it.
+fn a_file_that_cannot_be_put_aside_is_an_error(site: &Site, incoming: &Path) {
+    let errors = site.path("errors");
+    site.sh(&format!(
+        "mv {0} {0}.old && echo > {0} && cd {1} && echo no > $(printf 'x\\377')",
+        errors.display(),
+        incoming.display()
+    ))
+    .ok();
+    site.barmanfs(&["archive-wal", "main"])
+        .ok()
+        .says(&["1 file in", "may still be copied"]);
+    let stays = site.in_days(1, "archive-wal main").refused(1);
+    stays.says(&["is not archived", "stays where it is", "errors"]);
+    site.in_days(1, "check main")
+        .refused(3)
+        .says(&["incoming WALs directory: FAILED", "has waited"]);
+    site.sh(&format!("rm {0} && mv {0}.old {0}", errors.display()))
+        .ok();
+    site.in_days(1, "archive-wal main").ok();
+    assert_eq!(site.list(&errors).len(), 4);
+    assert_eq!(site.list(incoming), [".rsync.xyz"]);
+}
+
 fn a_script_runs_while_a_copier_goes_on(site: &Site, server: &PgServer, incoming: &Path) {
     let next = kept_segments(site, server, 1).remove(0);
     let name = name_of(&next);

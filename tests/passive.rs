@@ -34,6 +34,7 @@ fn node(lines: &str) -> Site {
         node.repository().display()
     );
     node.write_file("barmanfs.conf", config.as_bytes());
+    node.init();
     node
 }
 

@@ -258,6 +258,7 @@ fn a_cluster_lives_on_the_repository(install: &'static Install) {
     members[0].start(&patroni);
     until("the first member leads", || members[0].is_leader());
     members[0].query("CREATE TABLE counted (n int)").ok();
+    site.init();
     site.ok(&["backup", "main", "--fast-checkpoint"]);
     let receiver = Held(site.spawn(&["receive-wal", "main"]));
 

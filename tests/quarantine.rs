@@ -14,6 +14,8 @@ topic! {
     with_postgres files_that_postgresql_writes_are_accepted,
     once a_history_that_cannot_be_read_makes_only_itself_unreadable,
     once a_wrong_history_is_taken_out_by_force,
+    once a_wrong_history_costs_no_backup,
+    once wal_without_its_history_is_no_success,
     once quarantined_files_are_shown_and_deleted,
     once a_quarantined_file_replaces_only_an_unusable_one,
 }
@@ -199,7 +201,7 @@ fn a_wrong_history_is_taken_out_by_force(install: &'static Install) {
         site.barmanfs(&["check", "main"])
             .all()
             .lines()
-            .any(|line| line.contains("quarantine") && line.contains("WARNING"))
+            .any(|line| line.contains("quarantine") && line.contains("FAILED"))
     );
     let take = ["quarantine", "main", "take", "00000005.history"];
     site.barmanfs(&take)
@@ -230,6 +232,46 @@ fn a_wrong_history_is_taken_out_by_force(install: &'static Install) {
     assert_eq!(listed["files"][0]["name"], "00000005.history", "{listed}");
     site.ok(&["quarantine", "main", "delete", "00000005.history"]);
     site.ok(&["verify"]);
+}
+
+/// The kind: what cannot be determined counts as nothing to lose.
+fn a_wrong_history_costs_no_backup(install: &'static Install) {
+    let (site, server) = Site::with_initdb_options(install, &["--wal-segsize=1"]);
+    let ids = [site.backup(), site.backup(), site.backup()];
+    server.archive_current_segment();
+    site.barmanfs(&["check", "main"]).says(&["recovery to now: OK"]);
+    // The timeline leaves before the first backup ends.
+    let path = site.write_file("00000002.history", b"1\t0/100000\tx\n");
+    site.ok(&["wal-archive", "main", &path.to_string_lossy()]);
+    site.barmanfs(&["check", "main"]).refused(3).says(&[
+        "recovery to now: FAILED",
+        "explain main now",
+        "timeline: FAILED",
+    ]);
+    site.barmanfs(&["delete", "main", "latest"])
+        .refused(1)
+        .says(&[&ids[2], "explain main now", "--force"]);
+    assert_eq!(site.backup_ids(), ids);
+    site.ok(&["delete", "main", "oldest"]);
+    site.ok(&["quarantine", "main", "take", "00000002.history", "--force"]);
+    site.barmanfs(&["check", "main"]).says(&["recovery to now: OK"]);
+    site.ok(&["delete", "main", "latest"]);
+    assert_eq!(site.backup_ids(), [ids[1].clone()]);
+}
+
+fn wal_without_its_history_is_no_success(install: &'static Install) {
+    let (site, server) = Site::with_initdb_options(install, &["--wal-segsize=1"]);
+    site.backup();
+    let segment = server.archive_current_segment();
+    let bytes = site.barmanfs(&["get-wal", "main", &segment]).ok().stdout;
+    let other = site.write_file(&format!("00000002{}", &segment[8..]), &bytes);
+    site.ok(&["wal-archive", "main", &other.to_string_lossy()]);
+    site.barmanfs(&["check", "main"]).refused(3).says(&[
+        "recovery to now: FAILED",
+        "00000002.history",
+        "wal-archive main pg_wal/00000002.history",
+        "backup main",
+    ]);
 }
 
 fn quarantined_files_are_shown_and_deleted(install: &'static Install) {

@@ -24,6 +24,7 @@ topic! {
     with_postgres the_archive_gets_all_wal_of_the_server,
     edges a_slot_is_created_used_checked_and_dropped,
     once only_one_process_receives_until_it_is_stopped,
+    once a_receiver_goes_on_with_a_changed_configuration,
     edges both_ways_of_archiving_store_the_same_segments,
     edges a_backup_waits_for_the_stream,
     edges a_backup_fetches_wal_that_does_not_arrive,
@@ -50,6 +51,40 @@ fn streaming_site(install: &'static Install, configuration: &str, settings: &str
     site.write_config_of(&server, configuration);
     server.start();
     (site, server)
+}
+
+/// The kind: a process goes on for weeks with a configuration that nobody has any more.
+fn a_receiver_goes_on_with_a_changed_configuration(install: &'static Install) {
+    let (site, server) = streaming_site(install, STREAMING, "");
+    site.backup();
+    let receiver = Receiver::start(&site);
+    let name = |name: &str| {
+        server.query(&format!(
+            "SELECT count(*) FROM pg_stat_replication WHERE application_name = '{name}'"
+        ))
+    };
+    until("it streams", || name("barmanfs_receive_wal") == "1");
+    // One that cannot be used changes nothing.
+    site.write_config_of(&server, &format!("{STREAMING}archiver = perhaps\n"));
+    std::thread::sleep(std::time::Duration::from_secs(13));
+    assert_eq!(name("barmanfs_receive_wal"), "1");
+    site.write_config_of(
+        &server,
+        &format!("{STREAMING}streaming_archiver_name = renamed\n"),
+    );
+    until("it has the new name", || name("renamed") == "1");
+    receiver.says("has changed: receiving starts again");
+    // The section is renamed: the process is still there, and is named.
+    let config = fs::read_to_string(site.config()).unwrap();
+    site.write_file("barmanfs.conf", config.replace("[main]", "[other]").as_bytes());
+    site.barmanfs(&["check", "all"]).refused(3).says(&[
+        "Server main:",
+        "no section [main]",
+        "receive-wal main --stop",
+    ]);
+    site.ok(&["receive-wal", "main", "--stop"]);
+    assert!(!site.barmanfs(&["check", "all"]).all().contains("Server main:"));
+    drop(receiver);
 }
 
 /// A running `receive-wal`; killed on drop.

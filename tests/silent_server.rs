@@ -70,6 +70,7 @@ fn end_within(limit: u64, cases: &[(&str, String, &str)]) {
         .map(|(_, conninfo, _)| {
             let site = Site::new();
             site.write_config_with(&[("main", conninfo.as_str())]);
+            site.init();
             let log = fs::File::create(site.write_file("log", b"")).expect("Cannot open a log");
             (site, log)
         })
@@ -216,6 +217,7 @@ fn a_signal_ends_a_login() {
     let silent = FakeServer::start(sleep);
     let site = Site::new();
     site.write_config_with(&[("main", &silent.conninfo())]);
+    site.init();
     let mut child = site.spawn(&["backup", "main"]);
     thread::sleep(Duration::from_secs(2));
     let process = rustix::process::Pid::from_child(&child);
@@ -245,6 +247,7 @@ fn unrequested_data_takes_no_memory() {
     for server in [parameters, warnings] {
         let site = Site::new();
         site.write_config_with(&[("main", &format!("{} connect_timeout=20", server.conninfo()))]);
+        site.init();
         let mut child = site.spawn(&["backup", "main"]);
         let mut peak_kb = 0;
         while child.try_wait().expect("Cannot wait for a child").is_none() {

@@ -1,5 +1,7 @@
 //! `barmanfs archive-wal`: archives what waits in `incoming_wals_directory` and in the spool, now.
 
+use std::path::Path;
+
 use barmanfs_catalog::Repository;
 
 use super::App;
@@ -9,6 +11,7 @@ use crate::config::{Archiver, ServerConfig};
 use crate::error::{Error, Outcome};
 use crate::hooks::{Hooks, NEVER_STOPPED};
 use crate::incoming;
+use crate::output;
 use crate::receive;
 use barmanfs_pg::wal_name::WalName;
 
@@ -21,7 +24,13 @@ pub(crate) fn run(app: &mut App, args: &ArchiveWalArgs) -> Result<Outcome, Error
     if app.options.quiet {
         return Ok(Outcome::Done);
     }
-    if names.is_empty() {
+    if let (true, Some((waiting, directory))) = (names.is_empty(), still_waiting(&server)) {
+        app.out.line(format_args!(
+            "{} in {} may still be copied, and wait",
+            output::count(waiting, "file"),
+            directory.display()
+        ))?;
+    } else if names.is_empty() {
         app.out.line(format_args!(
             "No WAL of server {} waits to be archived",
             server.name
@@ -42,6 +51,14 @@ pub(super) fn archive_incoming(repository: &Repository, server: &ServerConfig) -
         }
         _ => Ok(Vec::new()),
     }
+}
+
+/// How many files wait in the server's directory, if any do.
+fn still_waiting(server: &ServerConfig) -> Option<(usize, &Path)> {
+    let directory = server.incoming_wals_directory.as_deref();
+    let directory = directory.filter(|_| server.archiver != Archiver::Off)?;
+    let waiting = incoming::waiting(directory).map_or(0, |names| names.len());
+    (waiting > 0).then_some((waiting, directory))
 }
 
 /// Archives what an earlier `receive-wal` has left. A running one does that by itself.

@@ -14,8 +14,10 @@ use crate::cli::retention::KeptPart;
 use crate::config::ServerConfig;
 use crate::error::{Error, Outcome};
 use crate::output;
+use crate::progress;
 use crate::report;
 use crate::snapshot::{self, Asked, StoppedBy};
+use crate::terminal;
 
 /// Runs the command for one server after the other. A failure for one does not prevent the backups of the
 /// next ones.
@@ -33,7 +35,7 @@ pub(crate) fn run(app: &mut App, args: &BackupArgs) -> Result<Outcome, Error> {
     if servers.is_empty() {
         return Ok(Outcome::Done);
     }
-    let repository = open_or_create(app)?;
+    let repository = open_or_create(app, terminal::is_of_a_person())?;
     let stop = Stop::watch()?;
     let options = options(app, args);
     let asked = asked(args, &servers)?;
@@ -183,11 +185,21 @@ fn summed_up(mut errors: Vec<Error>, servers: usize) -> Option<Error> {
     }
 }
 
-/// Opens the repository. Creates it if its directory is empty or does not exist, as Barman does.
-pub(super) fn open_or_create(app: &App) -> Result<Repository, Error> {
+/// Opens the repository. Creates it if its directory is empty or does not exist, as Barman does, where a person can see
+/// that: a script or a service would store into the directory of a disk that is not mounted. `is_by_hand` is whether a
+/// person has given the command.
+pub(super) fn open_or_create(app: &App, is_by_hand: bool) -> Result<Repository, Error> {
     let path = &app.config.repository;
     match Repository::open(path) {
-        Err(CatalogError::NoRepository { .. }) => init::create(path),
+        Err(error @ CatalogError::NoRepository { .. }) => {
+            if app.options.quiet || !is_by_hand {
+                return Err(error.into());
+            }
+            let repository = init::create(path)?;
+            // Not a line of the log, which may be hidden.
+            let _unheard = progress::write_stderr(init::is_new(path).as_bytes());
+            Ok(repository)
+        }
         other => {
             app.refuse_foreign_root()?;
             Ok(other?)

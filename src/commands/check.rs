@@ -2,7 +2,7 @@
 
 mod nagios;
 
-use super::App;
+use super::{ALL, App};
 use crate::barman;
 use crate::cli::check::CheckArgs;
 use crate::config::{ServerConfig, unless_zero};
@@ -68,8 +68,33 @@ fn check(app: &App, args: &CheckArgs) -> Result<CheckReport, Error> {
         .map(|(server, checked)| CheckedServer::new(server, checked))
         .collect();
     checked.extend(app.misnamed(&args.servers).map(CheckedServer::misnamed));
+    if args.servers.iter().any(|name| name == ALL) {
+        checked.extend(unconfigured(app, request.invocation));
+    }
     let repository = CheckedRepository::new(request.path, found.repository);
     Ok(CheckReport::new(repository, checked))
+}
+
+/// Servers of which WAL is still being received, although the configuration has no section for them: it was renamed or
+/// removed under the process. What cannot be read here is reported by the checks of the repository.
+fn unconfigured(app: &App, invocation: &Invocation) -> Vec<CheckedServer> {
+    let Ok(Some(repository)) = app.repository_if_made() else {
+        return Vec::new();
+    };
+    let servers = repository.servers().unwrap_or_default().into_iter();
+    let strays = servers.filter(|server| app.config.server(server.as_str()).is_none());
+    let running = strays.filter_map(|server| Some((repository.receiver(&server).ok()??, server)));
+    let found = running.map(|(receiver, server)| {
+        let stop = invocation.with(&format!("receive-wal {server} --stop"));
+        let message = format!(
+            "{} has no section [{server}], and a process still receives its WAL ({}): '{stop}' ends it, or give the section its \
+             name back",
+            app.config.file.display(),
+            receiver.description
+        );
+        CheckedServer::unconfigured(&server, Finding::failed("configuration", message))
+    });
+    found.collect()
 }
 
 fn show(out: &mut Output, findings: &[Finding]) -> Result<(), Error> {

@@ -23,7 +23,7 @@ use barmanfs_catalog::{Backup, BackupKind, BackupStatus, CronTask, Repository, S
 use barmanfs_pg::TimestampMicros;
 use jiff::tz::TimeZone;
 
-use super::{App, backup};
+use super::App;
 use crate::boot;
 use crate::cli::upkeep::CronArgs;
 use crate::config::{Archiver, ServerConfig};
@@ -76,7 +76,8 @@ pub(crate) fn run(app: &mut App, args: &CronArgs) -> Result<Outcome, Error> {
     if let Some(task) = args.task {
         return task::run(app, args, task);
     }
-    let repository = open(app)?;
+    // It never creates one: the disk may not be mounted.
+    let repository = app.repository_for_writing()?;
     let Some(_run) = repository.begin_cron()? else {
         tracing::info!(
             "Nothing is done: there is another cron ({})",
@@ -133,16 +134,6 @@ pub(crate) fn run(app: &mut App, args: &CronArgs) -> Result<Outcome, Error> {
         }
     }
     Ok(Outcome::Done)
-}
-
-/// The repository. The first scheduled backup may create it, as any backup may.
-fn open(app: &App) -> Result<Repository, Error> {
-    let mut servers = app.config.servers.iter();
-    let may_create = |server: &ServerConfig| server.backup_schedule.is_some() || server.is_passive();
-    match servers.any(|server| server.active && may_create(server)) {
-        true => backup::open_or_create(app),
-        false => app.repository_for_writing(),
-    }
 }
 
 /// Logs that something could not be remembered, as on a full disk: the work goes on.

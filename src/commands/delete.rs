@@ -32,6 +32,7 @@ pub(crate) fn run(app: &mut App, args: &DeleteArgs) -> Result<Outcome, Error> {
         // The minimum that somebody meant may be the value that is wrong.
         configured.refuse_disabled()?;
     }
+    app.config.refuse_deletions(&server)?;
     let configured = app.config.server(server.as_str()).cloned();
     let hooks = configured
         .as_ref()
@@ -220,8 +221,18 @@ fn plan(
         .iter()
         .filter(|backup| backups.iter().all(|gone| gone.id != backup.id))
         .collect();
-    let before = remains::find(repository, server, &all.iter().collect::<Vec<_>>(), &doubts)?;
+    let every: Vec<&Backup> = all.iter().collect();
+    let before = remains::find(repository, server, &every, &doubts)?;
     let after = remains::find(repository, server, &left, &doubts)?;
+    let last = remains::newest_reliable(&every, &doubts);
+    let takes_the_newest = last.is_some_and(|last| backups.iter().any(|gone| gone.id == last.id));
+    let on_its_timeline = match last.and_then(|last| last.timeline).filter(|_| takes_the_newest) {
+        Some(timeline) => (
+            remains::along(repository, server, &every, &doubts, timeline)?,
+            remains::along(repository, server, &left, &doubts, timeline)?,
+        ),
+        None => (None, None),
+    };
     let mut clones = Vec::new();
     for backup in backups {
         clones.extend(repository.clones_of(backup)?);
@@ -237,6 +248,8 @@ fn plan(
         doubts: &doubts,
         before: &before,
         after: &after,
+        on_its_timeline: &on_its_timeline,
+        takes_the_newest,
         clones: &clones,
         minimum,
         force: args.force,

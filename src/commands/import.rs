@@ -71,7 +71,8 @@ fn take(
     (source, chosen): (&mut dyn Source, &[ForeignBackup]),
     report: &mut Import,
 ) -> Result<(), Error> {
-    let repository = open_or_create(app)?;
+    // Nobody imports regularly.
+    let repository = open_or_create(app, true)?;
     let signals = Interruption::watch(|| {})?;
     let importer = Importer {
         repository: &repository,

@@ -86,6 +86,15 @@ pub(super) fn create(path: &Path) -> Result<Repository, Error> {
     }
 }
 
+/// The warning about a repository that was created without having been asked for.
+pub(super) fn is_new(path: &Path) -> String {
+    format!(
+        "WARNING: There was no repository in {0}, so a new and empty one was created there. If there should have been one: is \
+         the file system of {0} mounted? If not, stop this, remove the new one, and mount it\n",
+        path.display()
+    )
+}
+
 /// How to make the directory.
 fn directory_hint(path: &Path) -> String {
     format!(

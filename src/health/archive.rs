@@ -8,7 +8,9 @@ use barmanfs_catalog::{Backup, BackupStatus, MinimalStretch, Repository};
 use super::doubts::Doubts;
 use super::figures::NewestBackup;
 use super::finding::{Finding, Findings};
-use super::{Subject, backups, clones, cron, losses, reliability, retention, snapshots, wal_store};
+use super::{
+    Subject, backups, clones, cron, losses, recoverable, reliability, retention, snapshots, wal_store,
+};
 use crate::config::ServerConfig;
 use crate::error::Error;
 use crate::forks;
@@ -189,6 +191,7 @@ fn timelines(
             });
             gaps(&report, subject, findings);
             minimal(&report, findings);
+            recoverable::check(repository, &report, subject, findings);
             Some(report)
         }
         Err(error) => {

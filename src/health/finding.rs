@@ -54,7 +54,7 @@ impl Finding {
     }
 
     /// Something is wrong.
-    pub(super) fn failed(name: &'static str, message: impl Into<String>) -> Self {
+    pub(crate) fn failed(name: &'static str, message: impl Into<String>) -> Self {
         Self::new(name, State::Failed, message)
     }
 

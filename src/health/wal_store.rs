@@ -148,6 +148,18 @@ fn directory(server: &ServerConfig, invocation: &Invocation, findings: &mut Find
             format!("{files} in {place}, max_incoming_wals_queue is {max}: see what '{archive}' logs"),
         );
     }
+    if server.archiver != Archiver::Off
+        && let Ok(Some(name)) = incoming::stuck(directory)
+    {
+        findings.failed(
+            INCOMING,
+            format!(
+                "{} in {place} has waited for more than {}: see what '{archive}' says",
+                output::printable(name.as_encoded_bytes()),
+                output::duration(incoming::STUCK_AFTER)
+            ),
+        );
+    }
     let errors = incoming::errors_directory(directory);
     let set_aside = incoming::waiting(&errors).map_or(0, |names| names.len());
     if set_aside > 0 {

@@ -318,8 +318,19 @@ pub(crate) struct Notice<'a> {
     pub(crate) message: &'a str,
 }
 
-/// Runs `notify_command` for at most this time. Returns whether it ended with 0; what goes wrong is logged.
-pub(crate) fn notify(line: &str, notice: &Notice<'_>, limit: Duration, repository: &Path) -> bool {
+/// How `notify_command` ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Told {
+    /// With 0.
+    Done,
+    /// With another code, or it could not be run.
+    Failed,
+    /// It took too long.
+    TimedOut,
+}
+
+/// Runs `notify_command` for at most this time. What goes wrong is logged, too.
+pub(crate) fn notify(line: &str, notice: &Notice<'_>, limit: Duration, repository: &Path) -> Told {
     let variables = [
         ("BARMANFS_VERSION", env!("CARGO_PKG_VERSION").into()),
         ("BARMAN_SERVER", notice.server.name.as_str().into()),
@@ -342,7 +353,11 @@ pub(crate) fn notify(line: &str, notice: &Notice<'_>, limit: Duration, repositor
         until: Some(Instant::now() + limit),
         is_stopped: NEVER_STOPPED,
     };
-    matches!(script.attempt(patience), Attempt::Code(0))
+    match script.attempt(patience) {
+        Attempt::Code(0) => Told::Done,
+        Attempt::TimedOut => Told::TimedOut,
+        Attempt::Code(_) | Attempt::Stopped | Attempt::Failed(_) => Told::Failed,
+    }
 }
 
 #[cfg(test)]

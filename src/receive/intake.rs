@@ -32,6 +32,9 @@ const ASK_AFTER: Duration = Duration::from_secs(30);
 /// A server that does not answer that either is gone. Its host may have vanished without closing the connection.
 const GONE_AFTER: Duration = Duration::from_secs(60);
 
+/// A stream that has lasted this long did not fail for want of room.
+const LASTS_AFTER: Duration = Duration::from_secs(15);
+
 /// SQLSTATE `undefined_file`: the server does not have the requested WAL.
 const WAL_REMOVED: &str = "58P01";
 
@@ -89,15 +92,17 @@ impl<'a> Intake<'a> {
         }
     }
 
-    /// Receives until the stream ends. Calls `on_first` whenever the server has sent something.
+    /// Receives until the stream ends. Calls `on_success` as soon as something of it is durable, or the stream has lasted: a
+    /// server that answers is no success where nothing can be stored.
     ///
     /// # Errors
     /// Errors of the stream, and failures to store WAL. Such WAL was not acknowledged, so the server sends it again.
     pub(super) fn run(
         mut self,
         mut stream: WalStream<'_>,
-        on_first: &mut dyn FnMut(),
+        on_success: &mut dyn FnMut(),
     ) -> Result<StreamEnd, Error> {
+        let (start, began) = (self.flushed, Instant::now());
         loop {
             let (mut heard, mut reply_wanted) = (true, false);
             match stream.next().map_err(|error| self.explain(error))? {
@@ -111,7 +116,9 @@ impl<'a> Intake<'a> {
             }
             if heard {
                 (self.heard_at, self.asked) = (Instant::now(), false);
-                on_first();
+            }
+            if self.flushed > start || heard && began.elapsed() >= LASTS_AFTER {
+                on_success();
             }
             if self.stop.requested() {
                 return self.stop(stream);

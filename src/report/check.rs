@@ -3,6 +3,7 @@
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use barmanfs_catalog::ServerName;
 use serde::{Serialize, Serializer};
 
 use crate::config::{Misnamed, ServerConfig};
@@ -127,6 +128,18 @@ impl CheckedServer {
             ok: false,
             status: health::worst(&findings),
             findings,
+            figures: Figures::default(),
+        }
+    }
+
+    /// A server without a section, of which something is wrong all the same.
+    pub(crate) fn unconfigured(server: &ServerName, finding: Finding) -> Self {
+        Self {
+            server: server.to_string(),
+            active: true,
+            ok: false,
+            status: finding.state,
+            findings: vec![finding],
             figures: Figures::default(),
         }
     }

@@ -41,7 +41,7 @@ impl Site {
         Self::with_initdb_options(install, &[])
     }
 
-    /// Without a server, but with a repository: the first backup creates it, even when it cannot reach the server.
+    /// Without a server, but with a repository.
     pub(crate) fn with_repository() -> Self {
         let site = Self::new();
         let config = format!(
@@ -50,9 +50,16 @@ impl Site {
         );
         let nobody = "conninfo = host=/nowhere\nstreaming_conninfo = host=/nowhere\n";
         site.write_file("barmanfs.conf", (config + nobody).as_bytes());
-        site.barmanfs(&["backup", "main"]).refused(1).says(&["/nowhere"]);
+        site.init();
         assert_eq!(site.backup_ids(), [""; 0]);
         site
+    }
+
+    /// Creates the repository if there is none: without a terminal, no other command does.
+    pub(crate) fn init(&self) {
+        if !self.repository().join("repository.json").exists() {
+            self.ok(&["-q", "init"]);
+        }
     }
 
     /// The same as `with_server`, but created with these options of initdb.
@@ -182,6 +189,7 @@ impl Site {
     /// Takes a backup of `main`. Returns its id.
     #[track_caller]
     pub(crate) fn backup(&self) -> String {
+        self.init();
         self.ok(&["backup", "main", "--fast-checkpoint"]);
         let newest = self
             .backups()

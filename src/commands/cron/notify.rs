@@ -10,8 +10,9 @@ use barmanfs_catalog::Repository;
 use super::super::App;
 use crate::config::ServerConfig;
 use crate::error::Error;
+use crate::health::standing::each;
 use crate::health::{self, Checked, Finding, State};
-use crate::hooks::{Notice, notify};
+use crate::hooks::{Notice, Told, notify};
 use crate::invocation::Invocation;
 use crate::output;
 
@@ -43,16 +44,22 @@ pub(super) fn run(app: &App, repository: &Repository) -> Result<String, Error> {
         measured: false,
     };
     let report = health::check(&request, |server| Some(server.check_timeout.unwrap_or(WITHIN)));
-    let (mut told, mut failed) = (0, None);
-    for (server, checked) in servers.iter().zip(report.into_each()) {
-        match tell(repository, server, &checked) {
+    let checked: Vec<(&ServerConfig, Checked)> = servers.iter().zip(report.into_each()).collect();
+    // A command that hangs delays the alarms of its own server only.
+    let results = each(&checked, |(server, checked)| {
+        let told = tell(repository, server, checked);
+        told.map_err(|error| format!("Server {}: {error}", server.name))
+    });
+    let (mut told, mut failed) = (0, Vec::new());
+    for result in results {
+        match result {
             Ok(changes) => told += changes,
-            Err(error) => failed = failed.or(Some(format!("Server {}: {error}", server.name))),
+            Err(error) => failed.push(error),
         }
     }
-    match failed {
-        Some(error) => Err(Error::failed(error)),
-        None => Ok(format!("told {}", output::count(told, "change"))),
+    match failed.is_empty() {
+        false => Err(Error::failed(failed.join("; "))),
+        true => Ok(format!("told {}", output::count(told, "change"))),
     }
 }
 
@@ -68,7 +75,8 @@ fn tell(repository: &Repository, server: &ServerConfig, checked: &Checked) -> Re
     };
     let known = repository.server_memory(&server.name)?.failing;
     let changes = changes(checked, &known);
-    let mut told = 0;
+    let limit = server.hooks.timeout.unwrap_or(COMMAND_WITHIN);
+    let (mut told, mut has_hung) = (0, false);
     for change in &changes {
         let notice = Notice {
             server,
@@ -79,9 +87,14 @@ fn tell(repository: &Repository, server: &ServerConfig, checked: &Checked) -> Re
             },
             message: change.failed.as_deref().unwrap_or_default(),
         };
-        let limit = server.hooks.timeout.unwrap_or(COMMAND_WITHIN);
-        if !notify(command, &notice, limit, repository.path()) {
-            continue;
+        match notify(command, &notice, limit, repository.path()) {
+            Told::Done => {}
+            Told::Failed => continue,
+            // The next ones would hang as well.
+            Told::TimedOut => {
+                has_hung = true;
+                break;
+            }
         }
         told += 1;
         repository.remember_of_server(&server.name, |memory| {
@@ -91,12 +104,14 @@ fn tell(repository: &Repository, server: &ServerConfig, checked: &Checked) -> Re
             };
         })?;
     }
-    match told < changes.len() {
-        true => Err(Error::failed(format!(
-            "notify_command has failed for {}",
-            output::count(changes.len() - told, "change")
+    let untold = output::count(changes.len() - told, "change");
+    match (has_hung, told < changes.len()) {
+        (true, _) => Err(Error::failed(format!(
+            "notify_command did not end within {}, so {untold} could not be told",
+            output::duration(limit)
         ))),
-        false => Ok(told),
+        (false, true) => Err(Error::failed(format!("notify_command has failed for {untold}"))),
+        (false, false) => Ok(told),
     }
 }
 

@@ -11,6 +11,7 @@ use barmanfs_pg::TimestampMicros;
 
 use super::super::App;
 use super::super::archive_wal;
+use super::super::receive_wal;
 use super::super::retention::held_by_audit;
 use super::super::verify;
 use super::{BACKUPS_LOOKED_AT, audit, notify, unheard};
@@ -24,7 +25,6 @@ use crate::hooks;
 use crate::moment;
 use crate::output;
 use crate::progress::{Counted, Progress};
-use crate::receive;
 use crate::signals::Interruption;
 use crate::sync::Extent;
 
@@ -122,7 +122,7 @@ fn of_one_server(
 ) -> Result<String, Error> {
     match task {
         CronTask::ReceiveWal => {
-            receive::run(repository, server)?;
+            receive_wal::receive(app, repository, server)?;
             Ok("stopped".to_owned())
         }
         CronTask::ArchiveWal => {

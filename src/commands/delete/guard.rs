@@ -18,6 +18,11 @@ pub(super) struct Asked<'a> {
     pub(super) doubts: &'a Doubts,
     pub(super) before: &'a Remains,
     pub(super) after: &'a Remains,
+    /// The end of the timeline of the newest complete backup, before and afterwards: a history file that does not belong
+    /// leads `newest` away from it.
+    pub(super) on_its_timeline: &'a (Option<Place>, Option<Place>),
+    /// Whether the newest complete backup is one of those to be deleted.
+    pub(super) takes_the_newest: bool,
     pub(super) clones: &'a [CloneName],
     /// Complete backups that must stay: `minimum_redundancy`.
     pub(super) minimum: usize,
@@ -41,11 +46,17 @@ pub(super) fn refusal(asked: &Asked<'_>) -> Option<Error> {
     if !asked.force && asked.after.done == 0 && (takes_away || takes_the_last) {
         return Some(last_one(asked));
     }
-    if takes_away
-        && !asked.force
-        && loses_the_newest(asked.before.newest.as_ref(), asked.after.newest.as_ref())
-    {
-        return Some(newest_lost(asked));
+    if takes_away && !asked.force {
+        let (before, after) = asked.on_its_timeline;
+        for (before, after) in [(&asked.before.newest, &asked.after.newest), (before, after)] {
+            if loses_the_newest(before.as_ref(), after.as_ref()) {
+                return Some(newest_lost(asked, before.as_ref(), after.as_ref()));
+            }
+        }
+        // What cannot be determined may be a loss.
+        if asked.before.newest.is_none() && asked.takes_the_newest {
+            return Some(newest_unknown(asked));
+        }
     }
     (!asked.force && !asked.clones.is_empty()).then(|| {
         Error::failed(format!(
@@ -109,17 +120,31 @@ fn doubtful(asked: &Asked<'_>) -> String {
     }
 }
 
-fn newest_lost(asked: &Asked<'_>) -> Error {
+fn newest_lost(asked: &Asked<'_>, before: Option<&Place>, after: Option<&Place>) -> Error {
     Error::failed(format!(
         "Not deleting {} of server {}: what is newest depends on it. It could be recovered up to {} only, and not up to {}{}",
         ids(asked.backups),
         asked.server,
-        shown(asked.after.newest.as_ref()),
-        shown(asked.before.newest.as_ref()),
+        shown(after),
+        shown(before),
         based_on_it(asked)
     ))
     .hint(format!(
         "Take another one first ('barmanfs backup {}'), or give that up with --force",
+        asked.server
+    ))
+}
+
+fn newest_unknown(asked: &Asked<'_>) -> Error {
+    Error::failed(format!(
+        "Not deleting {} of server {}: it is the newest complete one, and the newest state cannot be recovered now, so what \
+         would be lost is not known{}",
+        ids(asked.backups),
+        asked.server,
+        based_on_it(asked)
+    ))
+    .hint(format!(
+        "'barmanfs explain {} now' says why; mend that first, or give that up with --force",
         asked.server
     ))
 }
@@ -161,13 +186,31 @@ mod tests {
     }
 
     fn refused(status: BackupStatus, after: &Remains, minimum: usize, force: bool) -> Option<String> {
+        refused_of(
+            status,
+            (&remains(2, Some((2, 100))), after),
+            &(None, None),
+            minimum,
+            force,
+        )
+    }
+
+    fn refused_of(
+        status: BackupStatus,
+        (before, after): (&Remains, &Remains),
+        on_its_timeline: &(Option<Place>, Option<Place>),
+        minimum: usize,
+        force: bool,
+    ) -> Option<String> {
         refusal(&Asked {
             server: "main",
             backups: &[backup(status)],
             left: &[],
             doubts: &Doubts::default(),
-            before: &remains(2, Some((2, 100))),
+            before,
             after,
+            on_its_timeline,
+            takes_the_newest: true,
             clones: &[],
             minimum,
             force,
@@ -188,6 +231,28 @@ mod tests {
             assert_eq!(refused(done, &after, 0, true), None);
         }
         assert_eq!(refused(BackupStatus::Failed, &remains(0, None), 5, false), None);
+    }
+
+    #[test]
+    fn what_cannot_be_determined_is_no_reason_to_delete_the_newest() {
+        let done = BackupStatus::Done;
+        let (before, after) = (remains(3, None), remains(2, None));
+        let unknown = (None, None);
+        let why = refused_of(done, (&before, &after), &unknown, 0, false).unwrap();
+        assert!(why.contains("is not known"), "{why}");
+        assert_eq!(refused_of(done, (&before, &after), &unknown, 0, true), None);
+        assert_eq!(
+            refused_of(BackupStatus::Failed, (&before, &after), &unknown, 0, false),
+            None
+        );
+        // The newest state is on a timeline that does not come from the backup.
+        let of = |place: Option<(u32, u64)>| remains(1, place).newest;
+        let (before, after) = (remains(3, Some((2, 100))), remains(2, Some((2, 100))));
+        let lost = (of(Some((1, 500))), of(Some((1, 200))));
+        let why = refused_of(done, (&before, &after), &lost, 0, false).unwrap();
+        assert!(why.contains("depends on it"), "{why}");
+        let same = (of(Some((1, 500))), of(Some((1, 500))));
+        assert_eq!(refused_of(done, (&before, &after), &same, 0, false), None);
     }
 
     #[test]

@@ -118,6 +118,8 @@ fn an_included_file_that_cannot_be_read_holds_deletions_and_nothing_else() {
     let rules = |config: &Config| config.server("s7").unwrap().retention_rules();
     assert_eq!((load().servers.len(), load().misnamed.len()), (301, 0));
     assert!(rules(&load()).held.is_none() && rules(&load()).backups.is_some());
+    let refusal = |config: &Config, name: &str| config.refuse_deletions(&name.parse().unwrap()).err();
+    assert!(refusal(&load(), "s7").is_none() && refusal(&load(), "nobody").is_none());
 
     let broken = directory.join("t.conf");
     type Make = fn(&Path);
@@ -153,6 +155,14 @@ fn an_included_file_that_cannot_be_read_holds_deletions_and_nothing_else() {
             file.problem
         );
         assert!(rules(&config).held.unwrap().contains("t.conf"));
+        // Its section may be what cannot be read.
+        for name in ["s7", "nobody"] {
+            let refusal = refusal(&config, name).unwrap().to_string();
+            assert!(
+                refusal.contains("is deleted") && refusal.contains("t.conf"),
+                "{refusal}"
+            );
+        }
         std::fs::remove_file(&broken).unwrap();
     }
     // What it says for all servers may be about its own ones only.

@@ -217,7 +217,7 @@ fn timeline(facts: &Facts) -> Option<Finding> {
     let here = facts.here.as_ref()?;
     let timeline = facts.timeline;
     if let Some((other, left)) = here.left_at {
-        return Some(Finding::warning(
+        return Some(Finding::failed(
             TIMELINE,
             format!(
                 "the server writes timeline {timeline} at {}, and the archive has timeline {other}, which left it at {left}: \

@@ -265,7 +265,7 @@ fn a_timeline_that_the_archive_lacks_is_found() {
     assert_eq!(found(&facts), [(TIMELINE, State::Failed)]);
     let mut facts = healthy();
     here(&mut facts).left_at = Some((TimelineId(2), Lsn(1)));
-    assert_eq!(found(&facts), [(TIMELINE, State::Warning)]);
+    assert_eq!(found(&facts), [(TIMELINE, State::Failed)]);
 }
 
 #[test]
