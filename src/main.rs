@@ -46,7 +46,6 @@ mod signals;
 mod size;
 mod snapshot;
 mod sync;
-mod terminal;
 #[cfg(test)]
 mod testing;
 mod unfinished;

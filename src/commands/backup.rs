@@ -17,7 +17,6 @@ use crate::output;
 use crate::progress;
 use crate::report;
 use crate::snapshot::{self, Asked, StoppedBy};
-use crate::terminal;
 
 /// Runs the command for one server after the other. A failure for one does not prevent the backups of the
 /// next ones.
@@ -35,7 +34,7 @@ pub(crate) fn run(app: &mut App, args: &BackupArgs) -> Result<Outcome, Error> {
     if servers.is_empty() {
         return Ok(Outcome::Done);
     }
-    let repository = open_or_create(app, terminal::is_of_a_person())?;
+    let repository = open_or_create(app)?;
     let stop = Stop::watch()?;
     let options = options(app, args);
     let asked = asked(args, &servers)?;
@@ -185,14 +184,13 @@ fn summed_up(mut errors: Vec<Error>, servers: usize) -> Option<Error> {
     }
 }
 
-/// Opens the repository. Creates it if its directory is empty or does not exist, as Barman does, where a person can see
-/// that: a script or a service would store into the directory of a disk that is not mounted. `is_by_hand` is whether a
-/// person has given the command.
-pub(super) fn open_or_create(app: &App, is_by_hand: bool) -> Result<Repository, Error> {
+/// Opens the repository. Creates it if its directory is empty or does not exist, as Barman does, where that can be seen:
+/// with `--quiet`, a nightly job would store into the directory of a disk that is not mounted.
+pub(super) fn open_or_create(app: &App) -> Result<Repository, Error> {
     let path = &app.config.repository;
     match Repository::open(path) {
         Err(error @ CatalogError::NoRepository { .. }) => {
-            if app.options.quiet || !is_by_hand {
+            if app.options.quiet {
                 return Err(error.into());
             }
             let repository = init::create(path)?;

@@ -72,7 +72,7 @@ fn take(
     report: &mut Import,
 ) -> Result<(), Error> {
     // Nobody imports regularly.
-    let repository = open_or_create(app, true)?;
+    let repository = open_or_create(app)?;
     let signals = Interruption::watch(|| {})?;
     let importer = Importer {
         repository: &repository,

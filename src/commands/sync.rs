@@ -13,7 +13,6 @@ use crate::output::{self, Output};
 use crate::progress::Shown;
 use crate::report::sync::{SyncInfo, SyncedServer};
 use crate::sync::{self, Extent};
-use crate::terminal;
 
 /// Syncs servers, one after the other.
 pub(crate) fn run(app: &mut App, args: &SyncArgs) -> Result<Outcome, Error> {
@@ -86,7 +85,7 @@ pub(crate) fn info(app: &mut App, args: &SyncInfoArgs) -> Result<Outcome, Error>
 }
 
 fn take(app: &mut App, servers: &[ServerConfig], extent: Extent, json: bool) -> Result<Outcome, Error> {
-    let repository = open_or_create(app, terminal::is_of_a_person())?;
+    let repository = open_or_create(app)?;
     let config = config_path(app);
     let mut done = Vec::new();
     let mut failed = None;
