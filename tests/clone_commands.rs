@@ -1,6 +1,6 @@
 //! `barmanfs clone`: a DBA creates, starts, resets and destroys clones, and sees what prevents a command.
 
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use crate::common::load::{fill, transact, transactions};
 use crate::common::process::{Run, run, state_of, until};
@@ -589,6 +589,25 @@ fn a_server_is_found_although_no_mount_is_left(install: &'static Install) {
     drop(mount);
     stage.clone(&["destroy", "main", "test1", "--stop"]).ok();
     assert!(!is_alive(&process));
+
+    // A mount that was taken out of sight still serves it: then nothing is known, and that is said.
+    let mount = Mount::for_all(&stage.site);
+    stage.clone(&["create", "main", "test1", "--start"]).ok();
+    let process = stage.listed("test1")["process"].to_string();
+    run(Command::new("umount").arg("-l").arg(&mount.point)).ok();
+    assert_eq!(stage.listed("test1")["running"], Value::Null);
+    stage.clone(&["list"]).ok().says(&["unknown"]);
+    for command in ["stop", "destroy"] {
+        stage
+            .clone(&[command, "main", "test1"])
+            .refused(1)
+            .says(&["is unknown", "serving it on a mount"]);
+    }
+    stage.site.sh(&format!("kill -INT {process}")).ok();
+    until("it has ended", || !is_alive(&process));
+    until("it is destroyed", || {
+        stage.clone(&["destroy", "main", "test1"]).code() == Some(0)
+    });
 }
 
 fn a_clone_is_discarded_although_its_server_does_not_shut_down(install: &'static Install) {

@@ -112,11 +112,18 @@ impl Mounts<'_> {
 
 fn at(path: PathBuf) -> Result<Option<CloneServer>, Error> {
     let running = instance::running_in(&path).map_err(|error| {
-        Error::failed(format!(
+        let failed = Error::failed(format!(
             "Whether a server runs in {} is unknown: {error}",
             path.display()
-        ))
-        .hint("Run this as the user it belongs to, or as root")
+        ));
+        // The clone cannot be looked at, but the directory of all clones can.
+        match path.parent().and_then(super::owner) {
+            Some(user) => failed.hint(format!(
+                "This only {} can ask: run the command as that user, or as root",
+                super::user_name(user)
+            )),
+            None => failed.hint("Run this as the user it belongs to, or as root"),
+        }
     })?;
     Ok(running.map(|running| CloneServer {
         running,
