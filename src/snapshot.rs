@@ -47,6 +47,23 @@ pub(crate) fn is_asked(asked: &Asked, server: &ServerConfig) -> bool {
     asked.from.is_some() || server.snapshots.is_method
 }
 
+/// Takes a backup by the server's method.
+///
+/// # Errors
+/// When it fails. It is listed as failed then, if it had begun.
+pub(crate) fn take_as_asked(
+    repository: &Repository,
+    server: &ServerConfig,
+    asked: &Asked,
+    options: &BackupOptions,
+    stop: &Stop,
+) -> Result<Backup, Error> {
+    match is_asked(asked, server) {
+        true => take(repository, server, asked, options, stop),
+        false => backup::take(repository, server, options, stop),
+    }
+}
+
 /// A snapshot does not bring its WAL, so it must be known which history counts.
 fn refuse_forks(repository: &Repository, server: &ServerName) -> Result<(), Error> {
     match repository.open_forks(server)?.first() {

@@ -1,7 +1,7 @@
 //! Backups from snapshots of the storage: btrfs on loop devices, the data directory on one disk and a tablespace on another.
 
 use crate::common::load::{Load, assert_sums_agree, fill, transactions};
-use crate::common::process::run;
+use crate::common::process::{run, until};
 use crate::common::registry::topic;
 use crate::common::site::check_line;
 use crate::common::snapshots::{Disk, OPTIONS};
@@ -181,11 +181,18 @@ fn rows(server: &PgServer) -> String {
     format!("{} {}", server.query(ROWS), transactions(server))
 }
 
+/// The original's sockets are on the disk, too. It has ended, and its number may not be free yet.
+fn forget_sockets(site: &Site, copy: &PgServer) {
+    site.sh(&format!("rm -f '{}'/.s.PGSQL.*", copy.sockets().display()))
+        .ok();
+}
+
 /// Starts a server on a copy, and looks for the rows.
 #[track_caller]
 fn assert_starts(disks: &TwoDisks, data: &Path, rows_then: &str) -> PgServer {
     let mut copy = PgServer::on(disks.server.install, data);
     copy.configure_auto("archive_mode = off");
+    forget_sockets(&disks.site, &copy);
     copy.start();
     copy.wait_until_promoted();
     assert_eq!(rows(&copy), rows_then);
@@ -498,6 +505,19 @@ fn a_snapshot_that_stays_in_the_storage_is_restored_on_its_disks(install: &'stat
         ]
     );
     drop(assert_starts(&disks, Path::new(&data), &then));
+    // Clones on which the host has started the server, which went a way of its own.
+    for disk in [&disks.main, &disks.fast] {
+        disk.umount();
+        disk.clone_of(&name, "touched");
+        disk.mount("touched", OPTIONS);
+    }
+    let mut touched = PgServer::on(install, Path::new(&data));
+    touched.configure_auto("archive_mode = off");
+    forget_sockets(&disks.site, &touched);
+    touched.start();
+    touched.kill();
+    restore(&[]).refused(1).says(&["A server was started"]);
+    drop(touched);
     // New clones, over a command that reaches their host.
     for disk in [&disks.main, &disks.fast] {
         disk.umount();
@@ -579,9 +599,16 @@ fn the_storage_decides_about_the_record_of_a_snapshot(install: &'static Install)
     let line = check_line(&checked, CHECK);
     assert_eq!(line["status"], "FAILED", "{checked}");
     assert!(line["hint"].as_str().unwrap().contains(&names[1]), "{line}");
+    // Nothing is deleted for its sake. A scheduled backup is taken by the same method.
+    site.ok(&["cron", "--task", "backup", "--server", "main"]);
+    until("the backup is taken", || done(site).len() == 2);
+    let third = site.backups().pop().unwrap();
+    assert_eq!(third["kind"], "snapshot");
+    let enforced = site.barmanfs(&["retention", "main", "--enforce"]);
+    enforced.refused(3).says(&["is gone from the storage", &names[1]]);
     disks.write_config(&format!("{method}snapshot_delete_command = false\n"));
     site.ok(&["delete", "main", &second, "--force"]);
-    assert_eq!(done(site), [""; 0]);
+    assert_eq!(done(site), [third["id"].as_str().unwrap()]);
 }
 
 /// A copy of a standby whose processes stand still is what a storage would freeze. One file is copied later, as from another disk.

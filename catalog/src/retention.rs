@@ -236,8 +236,8 @@ impl Repository {
             .backups(server)?
             .iter()
             .filter(|backup| doomed.contains(&backup.id))
-            // Of a snapshot, somebody has to say that it is gone from the storage.
-            .filter(|backup| approved.is_some() || !backup.is_snapshot())
+            // The caller deletes what is in the storage.
+            .filter(|backup| !backup.is_snapshot())
         {
             match self.delete_backup(backup, false) {
                 Ok(()) => deleted.push(backup.id),

@@ -7,7 +7,7 @@ use barmanfs_catalog::{Annotations, Backup, BackupStatus, Error as CatalogError,
 use super::list_backups::{status_style, took};
 use super::show_backup::came_in_as;
 use super::{App, init};
-use crate::backup::{self, BackupOptions, Stop};
+use crate::backup::{BackupOptions, Stop};
 use crate::barman;
 use crate::cli::backup::BackupArgs;
 use crate::cli::retention::KeptPart;
@@ -156,11 +156,7 @@ fn take_all(
 ) -> (Vec<Backup>, Vec<Error>) {
     let (mut backups, mut errors) = (Vec::new(), Vec::new());
     for server in servers {
-        let taken = match snapshot::is_asked(asked, server) {
-            true => snapshot::take(repository, server, asked, options, stop),
-            false => backup::take(repository, server, options, stop),
-        };
-        match taken {
+        match snapshot::take_as_asked(repository, server, asked, options, stop) {
             Ok(backup) => backups.push(backup),
             Err(error) => errors.push(error),
         }

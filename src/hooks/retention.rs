@@ -7,10 +7,11 @@ use std::io::{self, BufRead, BufReader, BufWriter, Seek, Write};
 use std::time::{Duration, UNIX_EPOCH};
 
 use barmanfs_catalog::retention::{Approved, Enforced, RetentionPlan, RetentionRules};
-use barmanfs_catalog::{Backup, BackupId, Repository, SegmentRange, ServerName, WalEntry};
+use barmanfs_catalog::{Backup, BackupId, Repository, SegmentRange, ServerName, SnapshotDisk, WalEntry};
 use barmanfs_pg::TimestampMicros;
 use barmanfs_pg::wal_name::WalName;
 
+use super::storage::{Act, Storage};
 use super::{Hook, Hooks, IsStopped, Wal, storage};
 use crate::config::ServerConfig;
 use crate::error::Error;
@@ -29,11 +30,18 @@ pub(crate) fn enforce(
     now: TimestampMicros,
     is_stopped: IsStopped<'_>,
 ) -> Result<Enforced, Error> {
+    let rules = &held_by_storage(repository, (server, configured), rules, is_stopped)?;
     let hooks = configured.map(|configured| Hooks::of(configured, repository, is_stopped));
     let is_hooked = |hooks: &Hooks<'_>| hooks.has(Hook::Delete) || hooks.has(Hook::WalDelete);
     let Some(hooks) = hooks.filter(is_hooked) else {
         let done = repository.enforce_retention(server, rules, now)?;
-        return snapshots(repository, (server, configured), (rules, now), is_stopped, done);
+        return snapshots(
+            repository,
+            (server, configured),
+            (rules, now, None),
+            is_stopped,
+            done,
+        );
     };
     let plan = repository.retention(server, rules, now)?;
     let doomed = doomed(repository, server, &plan)?;
@@ -41,11 +49,19 @@ pub(crate) fn enforce(
         true => Some(Seen::begin()?),
         false => None,
     };
+    let approved = approved_backups(&hooks, &doomed);
     let approved = Approved {
-        backups: approved_backups(&hooks, &doomed, (configured, is_stopped)),
+        backups: approved.iter().map(|backup| backup.id).collect(),
         wal: approved_wal(&hooks, &plan, seen.as_mut())?,
     };
     let done = repository.enforce_approved(server, rules, now, Some(&approved))?;
+    let done = snapshots(
+        repository,
+        (server, configured),
+        (rules, now, Some(&approved.backups)),
+        is_stopped,
+        done,
+    )?;
     for backup in doomed.iter().filter(|backup| done.deleted.contains(&backup.id)) {
         hooks.after_backup(Hook::Delete, backup);
     }
@@ -111,44 +127,53 @@ fn doomed(repository: &Repository, server: &ServerName, plan: &RetentionPlan) ->
 }
 
 /// A script may save a backup from this run.
-fn approved_backups(
-    hooks: &Hooks<'_>,
-    doomed: &[Backup],
-    (configured, is_stopped): (Option<&ServerConfig>, IsStopped<'_>),
-) -> BTreeSet<BackupId> {
+fn approved_backups<'b>(hooks: &Hooks<'_>, doomed: &'b [Backup]) -> Vec<&'b Backup> {
     let is_approved = |backup: &&Backup| {
-        let before = hooks.before_backup(Hook::Delete, backup, backup.status.as_str());
-        before
-            .and_then(|()| forget_snapshot(hooks.repository(), configured, backup, is_stopped))
+        hooks
+            .before_backup(Hook::Delete, backup, backup.status.as_str())
             .inspect_err(|error| tracing::error!("Backup {} is not deleted: {error}", backup.id))
             .is_ok()
     };
-    doomed
-        .iter()
-        .filter(is_approved)
-        .map(|backup| backup.id)
-        .collect()
+    doomed.iter().filter(is_approved).collect()
 }
 
-/// Deletes a snapshot in the storage, unless its record could not be deleted now.
-fn forget_snapshot(
+/// The rules, which delete nothing while a snapshot is gone from the storage: it would count as a good backup.
+fn held_by_storage(
     repository: &Repository,
-    configured: Option<&ServerConfig>,
-    backup: &Backup,
+    (server, configured): (&ServerName, Option<&ServerConfig>),
+    rules: &RetentionRules,
     is_stopped: IsStopped<'_>,
-) -> Result<(), Error> {
-    if !backup.is_snapshot() {
-        return Ok(());
+) -> Result<RetentionRules, Error> {
+    let mut rules = rules.clone();
+    let Some(configured) = configured.filter(|_| rules.held.is_none()) else {
+        return Ok(rules);
+    };
+    let storage = Storage::of(configured, repository, is_stopped);
+    let backups = repository.backups(server)?;
+    let there = backups.iter().filter(|backup| backup.has_ended_well());
+    let snapshots = there.filter_map(|backup| backup.snapshot.as_ref());
+    let disks: Vec<&SnapshotDisk> = snapshots.flat_map(|snapshot| &snapshot.disks).collect();
+    if disks.is_empty() || !storage.has(Act::List) {
+        return Ok(rules);
     }
-    repository.refuse_deletion(backup, false)?;
-    storage::delete(repository, configured, backup, (false, is_stopped))
+    rules.held = match storage.missing(&disks) {
+        Ok(missing) => missing.first().map(|disk| {
+            format!(
+                "Snapshot {} is gone from the storage, so its backup protects nothing: 'barmanfs check {server}', and delete that \
+                 backup with --force",
+                disk.snapshot
+            )
+        }),
+        Err(error) => Some(format!("It is not known which snapshots are in the storage: {error}")),
+    };
+    Ok(rules)
 }
 
-/// Deletes the snapshots that a run without hooks has left: a record goes when its snapshot is gone from the storage.
+/// Deletes the snapshots that a run has left, of those that were approved: a record goes with its snapshot in the storage.
 fn snapshots(
     repository: &Repository,
     (server, configured): (&ServerName, Option<&ServerConfig>),
-    (rules, now): (&RetentionRules, TimestampMicros),
+    (rules, now, approved): (&RetentionRules, TimestampMicros, Option<&BTreeSet<BackupId>>),
     is_stopped: IsStopped<'_>,
     mut done: Enforced,
 ) -> Result<Enforced, Error> {
@@ -156,22 +181,35 @@ fn snapshots(
         return Ok(done);
     }
     let mut doomed = doomed(repository, server, &done.plan)?;
-    doomed.retain(Backup::is_snapshot);
-    let is_gone = |backup: &&Backup| {
-        forget_snapshot(repository, configured, backup, is_stopped)
-            .inspect_err(|error| tracing::error!("{error}"))
-            .is_ok()
-    };
-    let gone: BTreeSet<BackupId> = doomed.iter().filter(is_gone).map(|backup| backup.id).collect();
-    if !gone.is_empty() {
-        let approved = Approved {
-            backups: gone,
-            wal: Vec::new(),
-        };
-        let more = repository.enforce_approved(server, rules, now, Some(&approved))?;
-        done.deleted.extend(more.deleted);
+    doomed.retain(|backup| {
+        backup.is_snapshot() && approved.is_none_or(|approved| approved.contains(&backup.id))
+    });
+    for backup in &doomed {
+        match delete_snapshot(repository, configured, backup, (rules, now), is_stopped) {
+            Ok(()) => done.deleted.push(backup.id),
+            Err(error) => tracing::error!("Backup {} is not deleted: {error}", backup.id),
+        }
     }
     Ok(done)
+}
+
+/// Deletes a snapshot in the storage, and its record. Nobody deletes or keeps another backup meanwhile, so what was needed
+/// less than this one is still there.
+fn delete_snapshot(
+    repository: &Repository,
+    configured: Option<&ServerConfig>,
+    backup: &Backup,
+    (rules, now): (&RetentionRules, TimestampMicros),
+    is_stopped: IsStopped<'_>,
+) -> Result<(), Error> {
+    let _deleting = repository.deleting(&backup.server)?;
+    let plan = repository.retention(&backup.server, rules, now)?;
+    if !plan.doomed().any(|judged| judged.id == backup.id) {
+        return Err(Error::failed("it is needed now"));
+    }
+    repository.refuse_deletion(backup, false)?;
+    storage::delete(repository, configured, backup, (false, is_stopped))?;
+    Ok(repository.delete_backup(backup, false)?)
 }
 
 /// A script that stops one file stops the removal of all WAL in this run: what is left is without gaps.

@@ -116,7 +116,16 @@ impl WalG {
             place = self.backups_directory().join(name.sentinel());
         }
         let file = open_unlinked(&place).map_err(|error| cannot_read(&place, &error))?;
-        FilesMetadata::parse(file.take(FILES_BYTES)).map_err(|error| wrong(&place, &error.to_string()))
+        let files = FilesMetadata::parse(file.take(FILES_BYTES));
+        let files = files.map_err(|error| wrong(&place, &error.to_string()))?;
+        // Without a list, nothing shows that an archive is missing.
+        match files.is_empty() && !sentinel.is_without_files {
+            true => Err(wrong(
+                &place,
+                "there is no list of its files, so nothing shows that none is missing",
+            )),
+            false => Ok(files),
+        }
     }
 
     /// The archives of a backup, in the order in which they are read: the label and the control file come last.

@@ -10,10 +10,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use barmanfs_catalog::{Backup, SnapshotDisk, StorageSnapshot};
-use barmanfs_pg::ServerVersion;
 use barmanfs_pg::backup_label::BackupLabel;
-use barmanfs_pg::pg_control::ControlFile;
+use barmanfs_pg::pg_control::{ClusterState, ControlFile};
 use barmanfs_pg::tablespace_map;
+use barmanfs_pg::{ServerVersion, TimestampMicros};
 use barmanfs_store::open_regular;
 
 use super::remote::{RemoteShell, word};
@@ -129,7 +129,9 @@ impl ClonedDisks<'_> {
                     "{place} has a backup_label of another backup"
                 )));
             }
-            _ => {}
+            // An earlier restore has placed it.
+            Some(_) => {}
+            None => self.refuse_started(&control)?,
         }
         if self.host.runs_server(self.directory)? {
             return Err(Error::failed(format!("A server runs in {place}")));
@@ -138,6 +140,32 @@ impl ClonedDisks<'_> {
             control,
             auto_conf: self.read(AUTO_CONF)?.unwrap_or_default(),
         })
+    }
+
+    /// A server that was started there without the label has gone a way of its own, and the archive's WAL does not continue
+    /// that. The original's own file is in the snapshot of its running server: a clean end of another one removes it, and
+    /// after a crash it has the time of the other one.
+    fn refuse_started(&self, control: &ControlFile) -> Result<(), Error> {
+        let is_running = matches!(
+            control.state,
+            ClusterState::InProduction | ClusterState::InArchiveRecovery
+        );
+        let ended = self.backup.end_time.unwrap_or(self.backup.begin_time);
+        let pid_file = self.read(PID)?.unwrap_or_default();
+        let started = String::from_utf8_lossy(&pid_file)
+            .lines()
+            .nth(2)
+            .and_then(|line| line.trim().parse().ok())
+            .map(TimestampMicros::from_unix_seconds);
+        match is_running && started.is_some_and(|started| started <= ended) {
+            true => Ok(()),
+            false => Err(Error::failed(format!(
+                "A server was started in {} after the snapshot was taken, or its {PID} was removed: what it wrote does not \
+                 belong to the backup",
+                self.directory.display()
+            ))
+            .hint("Make new clones of the snapshot, and start no server there before the restore")),
+        }
     }
 
     /// The map is obeyed by PostgreSQL: it makes the links again.

@@ -16,7 +16,7 @@ use barmanfs_pg::{Lsn, tablespace_map};
 use barmanfs_store::{Attributes, open_regular};
 
 use super::pages::{Findings, Pages, Rules};
-use super::places::{Snapshot, Wanted, hole};
+use super::places::{Snapshot, Wanted, hole, linked};
 use super::window::Stopped;
 use crate::backup::files::{BackupFiles, LABEL, MANIFEST};
 use crate::backup::receive::manifest_attributes;
@@ -251,8 +251,11 @@ impl Walk<'_> {
             }
             Inclusion::Included => {}
         }
+        if found.is_symlink() && is_database(path) {
+            return Err(linked(place));
+        }
         if found.is_symlink() {
-            tracing::debug!(
+            tracing::warn!(
                 "{} is a link, which is not followed: it is left out",
                 printable(place.as_os_str().as_bytes())
             );

@@ -3,10 +3,13 @@
 use barmanfs_catalog::{BackupEnd, SnapshotDisk, StorageSnapshot, Tablespace};
 use barmanfs_pg::tablespace_map;
 
+use std::path::Path;
+
 use super::window::Stopped;
 use crate::cluster::{ServerSettings, tablespace_names};
 use crate::config::ServerConfig;
 use crate::error::Error;
+use crate::output::printable;
 
 /// What the record has of a snapshot.
 ///
@@ -23,6 +26,22 @@ pub(super) fn describe(
             "snapshot_command named no disk, and the snapshot is to stay in the storage",
         )
         .hint("See 'What snapshot_command prints' in docs/snapshots.md"));
+    }
+    let map =
+        tablespace_map::parse(stopped.map.as_bytes()).map_err(|error| Error::failed(error.to_string()))?;
+    let places = map
+        .into_iter()
+        .map(|(_, location)| String::from_utf8_lossy(&location).into_owned());
+    let places = places.chain(data_directory.map(str::to_owned));
+    for place in places.filter(|place| place.starts_with('/')) {
+        let has = |disk: &SnapshotDisk| Path::new(&place).starts_with(&disk.mount_point);
+        if !disks.iter().any(has) {
+            return Err(Error::failed(format!(
+                "snapshot_command named no disk that {} is on: without it the backup would not be whole",
+                printable(place.as_bytes())
+            ))
+            .hint("Have it take and name a snapshot of each disk with files of the server"));
+        }
     }
     Ok(StorageSnapshot {
         name: name.to_owned(),

@@ -93,6 +93,10 @@ impl Snapshot {
     fn refuse_holes(&self) -> Result<(), Error> {
         for name in NEVER_EMPTY {
             let place = self.data.join(name);
+            let found = fs::symlink_metadata(&place).map_err(|error| cannot_read(&place, &error))?;
+            if found.is_symlink() {
+                return Err(linked(&place));
+            }
             let mut entries = fs::read_dir(&place).map_err(|error| cannot_read(&place, &error))?;
             if entries.next().is_none() {
                 return Err(hole(&place));
@@ -262,6 +266,15 @@ pub(super) fn hole(place: &Path) -> Error {
         "{} is empty: on the server it is a disk or a volume of its own, which this snapshot does not have",
         printable(place.as_os_str().as_bytes())
     ))
+}
+
+/// Says that a directory is a link, behind which are the server's own files, or none.
+pub(super) fn linked(place: &Path) -> Error {
+    Error::failed(format!(
+        "{} is a link: what it leads to is not in this snapshot",
+        printable(place.as_os_str().as_bytes())
+    ))
+    .hint("Take a snapshot in which the data directory is whole, but for tablespaces and pg_wal")
 }
 
 fn is_same(path: &Path, found: &Metadata) -> bool {

@@ -351,12 +351,13 @@ impl Repository {
         }
     }
 
-    /// The same for a run that has reached its end.
+    /// The same for a run that has reached its end. It is durable: after a crash of the host, which its clock may not have
+    /// outlived, the next run must find it.
     ///
     /// # Errors
     /// When the file cannot be written.
     pub fn note_run_of_repository(&self, at: TimestampMicros) -> Result<()> {
-        self.remember(OF_REPOSITORY, false, |memory: &mut RepositoryMemory| {
+        self.remember(OF_REPOSITORY, true, |memory: &mut RepositoryMemory| {
             memory.ran_at = Some(at);
         })
     }

@@ -16,7 +16,7 @@ use super::super::retention::held_by_audit;
 use super::super::verify;
 use super::{BACKUPS_LOOKED_AT, audit, notify, unheard};
 use crate::background;
-use crate::backup::{self, BackupOptions, Stop};
+use crate::backup::{BackupOptions, Stop};
 use crate::boot;
 use crate::cli::upkeep::CronArgs;
 use crate::config::ServerConfig;
@@ -26,6 +26,7 @@ use crate::moment;
 use crate::output;
 use crate::progress::{Counted, Progress};
 use crate::signals::Interruption;
+use crate::snapshot::{self, Asked};
 use crate::sync::Extent;
 
 /// How long a scheduled backup waits for its WAL; after that, it is complete when the WAL comes.
@@ -159,7 +160,7 @@ fn back_up(repository: &Repository, server: &ServerConfig) -> Result<String, Err
         wait_timeout: WAIT_FOR_WAL,
         quiet: true,
     };
-    let backup = backup::take(repository, server, &options, &Stop::watch()?)?;
+    let backup = snapshot::take_as_asked(repository, server, &Asked::default(), &options, &Stop::watch()?)?;
     Ok(format!("backup {} is {}", backup.id, backup.status))
 }
 
@@ -193,6 +194,8 @@ fn apply_policies(repository: &Repository, server: &ServerConfig) -> Result<Stri
     let interruption = Interruption::watch(|| {})?;
     let is_stopped = || interruption.requested();
     let now = SystemTime::now().into();
+    // It may have leapt while other servers were looked after.
+    repository.note_clock(now)?;
     unheard(repository.remember_of_server(&server.name, |memory| memory.quiet = None));
     let basis = repository.retention_basis(&server.name)?;
     let done = hooks::retention::enforce(repository, (&server.name, Some(server)), &rules, now, &is_stopped)?;
