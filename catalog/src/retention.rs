@@ -268,6 +268,24 @@ impl Repository {
         Ok(Enforced { plan, deleted, wal })
     }
 
+    /// The plan by which what another site has deleted is deleted here: its WAL is what no backup here needs, whether there
+    /// is a policy or not. Backups that the policy dooms are here still, and keep what they need for their own end.
+    ///
+    /// # Errors
+    /// When the catalog cannot be read.
+    pub(crate) fn retention_of_what_is_here(
+        &self,
+        server: &ServerName,
+        rules: &RetentionRules,
+        now: TimestampMicros,
+    ) -> Result<RetentionPlan> {
+        let rules = RetentionRules {
+            unneeded_wal: true,
+            ..rules.clone()
+        };
+        self.plan_retention(server, &rules, now, |_| true)
+    }
+
     /// The archived WAL that none of these backups needs.
     ///
     /// # Errors
@@ -442,7 +460,7 @@ impl Repository {
 }
 
 /// Whether policies apply to a backup.
-fn is_judged(backup: &Backup) -> bool {
+pub(crate) fn is_judged(backup: &Backup) -> bool {
     backup.status == BackupStatus::Done && backup.is_of_current_history()
 }
 

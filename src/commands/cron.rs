@@ -285,7 +285,8 @@ impl Round<'_> {
         let last = subject.memory.tasks.get(&CronTask::Sync);
         if !subject.server.is_passive()
             || subject.server.is_disabled()
-            || !due::may_try_again(last, moment::now())
+            // WAL comes though something else cannot be taken, so a failed sync waits no longer than a service.
+            || !(due::may_try_again(last, moment::now()) || due::may_run_again(last, moment::now()))
             || self.repository.is_task_running(CronTask::Sync, Some(name))?
         {
             return Ok(());

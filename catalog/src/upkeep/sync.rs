@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use barmanfs_pg::TimestampMicros;
 use barmanfs_store::tree::ChunkRole;
-use barmanfs_store::{ChunkId, DirectoryRef, PackStorage, Record, TreeReader};
+use barmanfs_store::{ChunkId, DirectoryRef, PackStorage, Record, RecordId, TreeReader};
 use serde::Serialize;
 
 use crate::archive::backup::Backup;
@@ -70,7 +70,7 @@ pub struct SyncSource<'a> {
 pub struct SyncOptions {
     /// The retention rules of the server here.
     pub rules: RetentionRules,
-    /// Whether what was deleted on the primary is deleted here, too.
+    /// Whether what was deleted on the primary is deleted here, too. Only a sync of all backups and WAL does that.
     pub deletions: bool,
     /// Which backups.
     pub backups: SyncedBackups,
@@ -142,6 +142,8 @@ struct Sync<'a> {
     took_wal: Instant,
     /// When the primary was last looked at.
     looked_at: TimestampMicros,
+    /// Whether all its packs could be read then.
+    is_all_read: bool,
     report: SyncReport,
 }
 
@@ -180,7 +182,7 @@ impl Repository {
         let _lock = self.begin_sync(server)?;
         let footers = Footers::open(self, source.id, Arc::clone(&source.packs))?;
         let mut memory = self.sync_memory(server)?;
-        memory.begin(source.id, footers.made()?, format!("{:?}", options.rules));
+        memory.begin(source.id, footers.made()?);
         self.write_sync_memory(server, &mut memory)?;
         let reader = Arc::new(joined::reader(self, &footers.db, &footers.storage));
         let mut sync = Sync {
@@ -198,6 +200,7 @@ impl Repository {
             met: 0,
             took_wal: Instant::now(),
             looked_at: now(),
+            is_all_read: false,
             report: SyncReport::default(),
         };
         sync.run(monitor)?;
@@ -242,12 +245,13 @@ impl Sync<'_> {
         if self.options.wal && !self.report.backups.is_empty() {
             self.look_again(monitor)?;
         }
-        if self.options.deletions {
+        let is_all = self.options.wal && self.options.backups == SyncedBackups::All;
+        // Of a part, nothing shows whether what follows a deleted backup is here.
+        if is_all && self.options.deletions {
             self.apply_deletions()?;
         }
         self.report.copied_bytes = self.copier.copied_bytes;
         self.report.copied_chunks = self.copier.copied_chunks;
-        let is_all = self.options.wal && self.options.backups == SyncedBackups::All;
         if is_all && self.report.problems.is_empty() {
             self.memory.synced_at = Some(now());
         }
@@ -266,6 +270,7 @@ impl Sync<'_> {
         let found = self.footers.refresh(self.node, monitor)?;
         self.report.new_packs += found.new_packs;
         self.report.gone_packs += found.gone_packs;
+        self.is_all_read = found.problems.is_empty();
         for problem in found.problems {
             let text = format!(
                 "Pack {} of the primary is not used: {}",
@@ -287,8 +292,10 @@ impl Sync<'_> {
     /// The name belongs to the same cluster on both.
     fn take_server(&mut self) -> Result<()> {
         let Some(there) = &self.offer.server else {
-            let note = format!("The primary has nothing of server {}", self.server);
-            self.report.notes.push(note);
+            self.problem(format!(
+                "The primary has nothing of server {}: its packs may not be mounted, or it knows the server by another name",
+                self.server
+            ));
             return Ok(());
         };
         match self.node.system_id(self.server)? {
@@ -361,9 +368,7 @@ impl Sync<'_> {
             if !is_chosen || here.iter().any(|other| other.record == Some(record)) {
                 continue;
             }
-            let was_here =
-                self.memory.fetched.contains(&record) || self.node.db.read(|db| is_here(db, record))?;
-            if was_here {
+            if self.was_here(record)? {
                 self.report.deleted_here.push(id);
             } else if here.iter().any(|other| other.id == id && other.is_complete()) {
                 let problem =
@@ -381,6 +386,11 @@ impl Sync<'_> {
         wanted.retain(|backup| !obsolete.contains(&backup.body.id));
         self.report.obsolete = obsolete;
         Ok(wanted)
+    }
+
+    /// Whether a backup of the primary is here, or was deleted here.
+    fn was_here(&self, record: RecordId) -> Result<bool> {
+        Ok(self.memory.fetched.contains(&record) || self.node.db.read(|db| is_here(db, record))?)
     }
 
     fn refuse_unknown(&self, id: BackupId, here: &[Backup]) -> Result<()> {

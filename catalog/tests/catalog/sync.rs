@@ -5,16 +5,17 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use barmanfs_catalog::retention::RetentionRules;
 use barmanfs_catalog::{
-    Backup, CreateOptions, Error, KeepTarget, Repository, ServerName, Silent, SweepOptions, SyncOptions,
-    SyncReport, SyncSource, SyncedBackups, VerifyScope,
+    Backup, BackupStatus, BootOutcome, CreateOptions, Error, KeepTarget, Repository, ServerName, Silent,
+    SweepOptions, SyncOptions, SyncReport, SyncSource, SyncedBackups, VerifyScope,
 };
+use barmanfs_pg::TimestampMicros;
 use barmanfs_pg::wal_name::WalName;
 use barmanfs_store::testing::{Call, TestPacks};
-use barmanfs_store::{LocalPacks, Node, PackId, PackStorage, read_footer};
+use barmanfs_store::{LocalPacks, Node, PackId, PackStorage, PackWriter, Record, RecordId, read_footer};
 
 use crate::common::{
-    Files, Fixture, SYSTEM, archive, begin, finish, fixture, noise, put_files, read_wal, restore, segment,
-    stored,
+    Files, Fixture, SYSTEM, archive, begin, boot_test, finish, fixture, noise, put_files, read_wal, restore,
+    segment, stored,
 };
 
 /// Kinds of records, see FORMAT.md.
@@ -111,6 +112,11 @@ impl Sites {
             assert_eq!(read_wal(&self.node, self.server(), &name), there);
         }
         self.assert_sound();
+    }
+
+    /// When the primary had no WAL that is not here.
+    fn current_at(&self) -> Option<TimestampMicros> {
+        self.node.sync_memory(self.server()).unwrap().current_at
     }
 
     fn assert_sound(&self) {
@@ -234,9 +240,171 @@ fn deletions_travel_only_where_they_are_asked_for() {
     )
     .unwrap();
     std::fs::create_dir(sites.primary.repository.path().join("packs")).unwrap();
+    let current = sites.current_at();
     let report = sites.sync_with(&followed);
     assert!(report.deleted.is_empty(), "{report:?}");
     assert_eq!(sites.node_ids(), left);
+    // It is not well either.
+    assert!(report.problems[0].contains("has nothing of server"), "{report:?}");
+    assert!(current.is_some());
+    assert_eq!(sites.current_at(), current);
+}
+
+#[test]
+fn a_deletion_is_followed_only_when_what_comes_after_it_is_here() {
+    let sites = Sites::new();
+    let old = sites.back_up(1, &files(1));
+    let followed = SyncOptions {
+        deletions: true,
+        ..everything()
+    };
+    sites.sync_with(&followed);
+    let new = sites.back_up(2, &files(2));
+    sites.primary.repository.delete_backup(&old, false).unwrap();
+    let pack = sites.pack_of(&new).to_string();
+    let packs = sites.primary.repository.path().join("packs");
+    let path = packs.join(&pack[..2]).join(&pack);
+    let good = std::fs::read(&path).unwrap();
+    let mut bad = good.clone();
+    bad[good.len() / 3] ^= 1;
+    std::fs::write(&path, &bad).unwrap();
+    let stays = |options: &SyncOptions, why: &str| {
+        let report = sites.sync_with(options);
+        assert!(report.deleted.is_empty(), "{report:?}");
+        assert!(sites.node_ids().contains(&old.id.to_string()));
+        assert!(report.notes.iter().any(|note| note.contains(why)), "{report:?}");
+    };
+    stays(&followed, "Not everything was taken");
+    std::fs::write(&path, &good).unwrap();
+    // A part says nothing about the rest.
+    let only_wal = SyncOptions {
+        backups: SyncedBackups::Nothing,
+        ..followed.clone()
+    };
+    assert!(sites.sync_with(&only_wal).deleted.is_empty());
+    let held = |minimum_redundancy, held| SyncOptions {
+        rules: RetentionRules {
+            minimum_redundancy,
+            held,
+            ..RetentionRules::default()
+        },
+        ..followed.clone()
+    };
+    stays(&held(0, Some("no configuration".to_owned())), "no configuration");
+    stays(&held(2, None), "1 good backups are left");
+    let here = sites.node.backups(sites.server()).unwrap();
+    let failed = boot_test(1, BootOutcome::Failed);
+    sites.node.add_boot_test(&here[1], failed).unwrap();
+    stays(&followed, "0 good backups are left");
+    sites
+        .node
+        .add_boot_test(&here[1], boot_test(2, BootOutcome::Ok))
+        .unwrap();
+    assert_eq!(sites.sync_with(&followed).deleted, [old.id]);
+    sites.assert_sound();
+}
+
+#[test]
+fn wal_is_removed_after_the_primary_only_when_it_is_certain_that_nothing_needs_it() {
+    let sites = Sites::new();
+    let [_, second, third] = [1, 2, 3].map(|number| sites.back_up(number, &files(number.into())));
+    let followed = SyncOptions {
+        deletions: true,
+        ..everything()
+    };
+    sites.sync_with(&followed);
+    let newest = |count: u32| RetentionRules {
+        backups: Some(format!("REDUNDANCY {count}").parse().unwrap()),
+        ..RetentionRules::default()
+    };
+    let at = std::time::SystemTime::now().into();
+    let enforce = |count| {
+        let primary = &sites.primary.repository;
+        primary
+            .enforce_retention(sites.server(), &newest(count), at)
+            .unwrap()
+    };
+    assert_eq!(enforce(2).wal.len(), 1);
+    let run = begin(&sites.node, sites.server());
+    let report = sites.sync_with(&followed);
+    assert_eq!(
+        (report.deleted.len(), report.removed_wal_ranges),
+        (1, 0),
+        "{report:?}"
+    );
+    assert!(report.notes[0].contains("is running"), "{report:?}");
+    drop(run);
+    let report = sites.sync_with(&followed);
+    assert_eq!(report.removed_wal_ranges, 1, "{report:?}");
+
+    // Of a record that cannot be read, nobody knows what it needs.
+    let storage = LocalPacks::open(&sites.node.path().join("packs")).unwrap();
+    let mut pack = PackWriter::begin(&storage).unwrap();
+    pack.record(Record {
+        id: RecordId::random().unwrap(),
+        kind: 200,
+        payload: b"{}".to_vec(),
+    })
+    .unwrap();
+    pack.close().unwrap();
+    assert_eq!(enforce(1).deleted, [second.id]);
+    let report = sites.sync_with(&followed);
+    assert_eq!(
+        (report.deleted.len(), report.removed_wal_ranges),
+        (0, 0),
+        "{report:?}"
+    );
+    assert!(report.notes[0].contains("of a later release"), "{report:?}");
+    assert!(sites.node_ids().contains(&third.id.to_string()));
+}
+
+#[test]
+fn wal_that_was_not_wanted_comes_when_it_is() {
+    let newest = |count: u32| SyncOptions {
+        rules: RetentionRules {
+            backups: Some(format!("REDUNDANCY {count}").parse().unwrap()),
+            ..RetentionRules::default()
+        },
+        ..everything()
+    };
+    let are_done = |sites: &Sites| {
+        let backups = sites.node.backups(sites.server()).unwrap();
+        backups.iter().all(|backup| backup.status == BackupStatus::Done)
+    };
+    // The newest one becomes doubtful, or is deleted here.
+    for is_deleted in [false, true] {
+        let sites = Sites::new();
+        let backups = [1, 2].map(|number| sites.back_up(number, &files(number.into())));
+        assert_eq!(sites.sync_with(&newest(1)).wal_files, 1);
+        let here = sites.node.backups(sites.server()).unwrap();
+        match is_deleted {
+            true => sites.node.delete_backup(&here[0], false).unwrap(),
+            false => sites
+                .node
+                .add_boot_test(&here[0], boot_test(1, BootOutcome::Failed))
+                .unwrap(),
+        }
+        let report = sites.sync_with(&newest(1));
+        assert_eq!(report.backups, [backups[0].id]);
+        assert_eq!(report.wal_files, 1, "{report:?}");
+        assert!(are_done(&sites));
+    }
+    // Somebody asks for one that the policy would not take: of the WAL, only what it needs comes.
+    let sites = Sites::new();
+    let backups = [1, 2, 3].map(|number| sites.back_up(number, &files(number.into())));
+    assert_eq!(sites.sync_with(&newest(1)).wal_files, 1);
+    let only = SyncOptions {
+        backups: SyncedBackups::Only(backups[0].id),
+        wal: false,
+        ..newest(1)
+    };
+    assert_eq!(sites.sync_with(&only).backups, [backups[0].id]);
+    assert!(!are_done(&sites));
+    for files in [1, 0] {
+        let report = sites.sync_with(&newest(1));
+        assert_eq!(report.wal_files, files, "{report:?}");
+        assert!(are_done(&sites));
+    }
 }
 
 #[test]
@@ -379,9 +547,11 @@ fn damage_of_the_primary_is_named_and_not_taken() {
         report.problems.iter().any(|problem| problem.contains(&pack)),
         "{report:?}"
     );
+    assert_eq!(sites.current_at(), None);
     std::fs::write(path(&pack), &good).unwrap();
     let report = sites.sync();
     assert!(report.problems.is_empty(), "{report:?}");
+    assert!(sites.current_at().is_some());
     sites.assert_equal();
 }
 

@@ -9,6 +9,7 @@ use std::io::ErrorKind;
 use std::path::PathBuf;
 
 use barmanfs_pg::TimestampMicros;
+use barmanfs_pg::wal_name::WalName;
 use barmanfs_store::RecordId;
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::home::{now, regular, write_durably};
 use crate::index::repository::Repository;
 use crate::names::ServerName;
+use crate::upkeep::sync::wal::Wanted;
 
 /// The directory of the files and of the caches. It is made by the first sync.
 const SYNC: &str = "sync";
@@ -51,9 +53,9 @@ pub struct SyncMemory {
     /// All records of WAL up to this row of the cache are here, or are not wanted here.
     #[serde(default)]
     pub(crate) through: i64,
-    /// The retention rules by which that was decided.
+    /// The WAL that was wanted when that was decided.
     #[serde(default)]
-    pub(crate) rules: String,
+    pub(super) wanted: Option<Wanted>,
     /// The records of the backups that came from the primary. One that is not here any more was deleted here, and is not
     /// fetched again.
     #[serde(default)]
@@ -125,12 +127,29 @@ impl Repository {
 
 impl SyncMemory {
     /// Notes that a sync begins.
-    pub(super) fn begin(&mut self, primary: &str, made: String, rules: String) {
+    pub(super) fn begin(&mut self, primary: &str, made: String) {
         self.began_at = Some(now());
-        if (self.primary.as_str(), &self.made, &self.rules) != (primary, &made, &rules) {
+        if (self.primary.as_str(), &self.made) != (primary, &made) {
             self.through = 0;
         }
         primary.clone_into(&mut self.primary);
-        (self.made, self.rules) = (made, rules);
+        self.made = made;
+    }
+
+    /// Notes which WAL is wanted from now on. What was not wanted before is among the records that were passed.
+    pub(super) fn want(&mut self, wanted: Wanted) {
+        if !self
+            .wanted
+            .as_ref()
+            .is_some_and(|before| before.contains(&wanted))
+        {
+            self.through = 0;
+        }
+        self.wanted = Some(wanted);
+    }
+
+    /// Whether a file was wanted when the present pass over the records began.
+    pub(super) fn wants(&self, name: &WalName) -> bool {
+        self.wanted.as_ref().is_none_or(|wanted| wanted.has(name))
     }
 }

@@ -1,11 +1,12 @@
 //! Syncs WAL: records in the order in which the primary's packs were read.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use barmanfs_pg::TimelineId;
 use barmanfs_pg::wal_name::{SegmentName, WalName};
 use barmanfs_store::{FileMap, Record, RecordId};
 use rusqlite::{OptionalExtension, params};
+use serde::{Deserialize, Serialize};
 
 use crate::archive::backup::{Backup, BackupStatus};
 use crate::archive::history::records::placed_in;
@@ -24,25 +25,35 @@ use crate::upkeep::sync::{Sync, is_gone};
 const PAGE: usize = 100;
 
 /// Which WAL is wanted: without a policy all of it.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Wanted {
-    /// The first segment that a backup needs, on the oldest timeline of those that recovery can begin on.
+    /// The first segment that a backup needs, on the oldest timeline of those that recovery can begin on. Recovery goes on
+    /// only to higher timelines.
     from: Option<SegmentName>,
-    /// The WAL of backups that are kept for their own end.
+    /// The WAL of backups that need only that for their own end.
     islands: Vec<(SegmentName, SegmentName)>,
 }
 
 impl Wanted {
-    fn has(&self, name: &WalName) -> bool {
-        let (Some(from), Some(segment)) = (self.from, name.segment()) else {
-            return true;
+    pub(super) fn has(&self, name: &WalName) -> bool {
+        name.segment()
+            .is_none_or(|segment| self.has_all(segment, segment))
+    }
+
+    fn has_all(&self, first: SegmentName, last: SegmentName) -> bool {
+        let is_in = |(begin, end): &(SegmentName, SegmentName)| *begin <= first && last <= *end;
+        self.from.is_none_or(|from| first >= from) || self.islands.iter().any(is_in)
+    }
+
+    /// Whether each file that another one has is among these.
+    pub(super) fn contains(&self, other: &Self) -> bool {
+        let has_rest = match (self.from, other.from) {
+            (None, _) => true,
+            (Some(from), Some(others)) => others >= from,
+            (Some(_), None) => false,
         };
-        segment.timeline != from.timeline
-            || segment >= from
-            || self
-                .islands
-                .iter()
-                .any(|(first, last)| (*first..=*last).contains(&segment))
+        let has_island = |(first, last): &(SegmentName, SegmentName)| self.has_all(*first, *last);
+        has_rest && other.islands.iter().all(has_island)
     }
 }
 
@@ -70,6 +81,8 @@ impl Sync<'_> {
 
     /// Takes all files that came since the last time.
     pub(super) fn take_wal(&mut self, monitor: &mut dyn Monitor) -> Result<()> {
+        // A look in between may change what is wanted. The files that were passed are not judged again in this pass.
+        self.memory.want(self.wanted.clone());
         let mut after = self.memory.through;
         let mut is_whole = true;
         loop {
@@ -94,7 +107,7 @@ impl Sync<'_> {
             monitor.progress(self.copier.copied_bytes, None, Unit::Bytes);
         }
         self.took_wal = std::time::Instant::now();
-        if is_whole {
+        if is_whole && self.is_all_read && self.offer.server.is_some() {
             self.memory.current_at = Some(self.looked_at);
         }
         Ok(())
@@ -170,7 +183,7 @@ impl Sync<'_> {
 
     /// Why a file is not copied.
     fn skips(&self, id: RecordId, file: &WalFile) -> Result<Option<Skipped>> {
-        if self.offer.is_removed(&file.name, file.archived_at) || !self.wanted.has(&file.name) {
+        if self.offer.is_removed(&file.name, file.archived_at) || !self.memory.wants(&file.name) {
             return Ok(Some(Skipped::Unneeded));
         }
         if file.size_bytes != file.map.size_bytes {
@@ -212,7 +225,16 @@ impl Sync<'_> {
         if rules.backups.is_none() && rules.wal == WalPolicy::Main {
             return Ok(Wanted::default());
         }
-        let judged = self.judge(&self.offer.backups)?;
+        let here = self.node.backups(self.server)?;
+        let mut coming = Vec::new();
+        for backup in &self.offer.backups {
+            let record = backup.record.id;
+            if here.iter().any(|other| other.record == Some(record)) || !self.was_here(record)? {
+                coming.push(backup.clone());
+            }
+        }
+        let judged = self.judge(here.clone(), &coming)?;
+        let served = self.serves_its_end(here, &coming)?;
         let mut anchors: BTreeMap<TimelineId, SegmentName> = BTreeMap::new();
         let mut islands = Vec::new();
         for (backup, state, keeps_wal) in &judged {
@@ -220,10 +242,11 @@ impl Sync<'_> {
                 continue;
             };
             let first = SegmentName::from_lsn(timeline, start, backup.segment_size);
-            if *state == RetentionState::Obsolete {
+            let is_served = served.contains(&backup.id);
+            if *state == RetentionState::Obsolete && !is_served {
                 continue;
             }
-            if *keeps_wal {
+            if *keeps_wal && !is_served {
                 let known = anchors.entry(timeline).or_insert(first);
                 *known = (*known).min(first);
             } else if let Some(last) = backup.needed_wal().last() {
@@ -236,9 +259,25 @@ impl Sync<'_> {
         })
     }
 
+    /// The backups here that the policy would delete if they had their WAL: such as one that somebody has asked for. While
+    /// they are here, they get what they need to be complete.
+    fn serves_its_end(&self, mut here: Vec<Backup>, coming: &[Said<Backup>]) -> Result<BTreeSet<BackupId>> {
+        let ids: BTreeSet<BackupId> = here.iter().map(|backup| backup.id).collect();
+        for backup in &mut here {
+            if backup.status == BackupStatus::WaitingForWals {
+                backup.status = BackupStatus::Done;
+            }
+        }
+        let judged = self.judge(here, coming)?.into_iter();
+        Ok(judged
+            .filter(|(backup, state, _)| *state == RetentionState::Obsolete && ids.contains(&backup.id))
+            .map(|(backup, ..)| backup.id)
+            .collect())
+    }
+
     /// Of these backups of the primary, those that the policy here would delete at once.
     pub(super) fn obsolete(&self, coming: &[Said<Backup>]) -> Result<Vec<BackupId>> {
-        let judged = self.judge(coming)?;
+        let judged = self.judge(self.node.backups(self.server)?, coming)?;
         let is_coming = |id: BackupId| coming.iter().any(|backup| backup.body.id == id);
         Ok(judged
             .into_iter()
@@ -247,9 +286,12 @@ impl Sync<'_> {
             .collect())
     }
 
-    /// What the policy would say if these backups were here, too.
-    fn judge(&self, coming: &[Said<Backup>]) -> Result<Vec<(Backup, RetentionState, bool)>> {
-        let mut all = self.node.backups(self.server)?;
+    /// What the policy would say of the backups here if these were here, too.
+    fn judge(
+        &self,
+        mut all: Vec<Backup>,
+        coming: &[Said<Backup>],
+    ) -> Result<Vec<(Backup, RetentionState, bool)>> {
         for backup in coming {
             if !all.iter().any(|here| here.id == backup.body.id) {
                 let mut backup = backup.body.clone();
@@ -271,5 +313,55 @@ impl Sync<'_> {
             .zip(judged)
             .map(|(backup, judged)| (backup, judged.state, judged.keeps_wal))
             .collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(number: u32) -> SegmentName {
+        SegmentName {
+            timeline: TimelineId(1 + number / 4),
+            log: 0,
+            seg: number % 4,
+        }
+    }
+
+    /// All with at most one island, over two timelines of four segments.
+    fn all() -> Vec<Wanted> {
+        let mut islands = vec![Vec::new()];
+        for first in 0..8 {
+            islands.extend((first..8).map(|last| vec![(name(first), name(last))]));
+        }
+        let from = |from: Option<u32>| {
+            islands.iter().map(move |islands| Wanted {
+                from: from.map(name),
+                islands: islands.clone(),
+            })
+        };
+        std::iter::once(None)
+            .chain((0..8).map(Some))
+            .flat_map(from)
+            .collect()
+    }
+
+    #[test]
+    fn what_is_contained_has_nothing_else_and_each_contains_itself() {
+        let has = |wanted: &Wanted, number| wanted.has(&WalName::Segment(name(number)));
+        for wanted in all() {
+            assert!(wanted.contains(&wanted));
+            for other in all().iter().filter(|other| wanted.contains(other)) {
+                let is_within = (0..8).all(|number| !has(other, number) || has(&wanted, number));
+                assert!(is_within, "{wanted:?} {other:?}");
+            }
+        }
+        let wanted = |from| Wanted {
+            from: Some(name(from)),
+            islands: Vec::new(),
+        };
+        assert!(wanted(2).contains(&wanted(5)));
+        assert!(!wanted(5).contains(&wanted(2)));
+        assert!(!wanted(0).contains(&Wanted::default()));
     }
 }
