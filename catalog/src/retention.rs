@@ -201,7 +201,8 @@ impl Repository {
         })
     }
 
-    /// Deletes what [`retention`](Self::retention) shows. A sweep frees the space.
+    /// Deletes what [`retention`](Self::retention) shows, but for snapshots: who deletes one in its storage deletes the record, too.
+    /// A sweep frees the space.
     ///
     /// # Errors
     /// When something cannot be read or made durable. What was deleted before stays deleted.
