@@ -144,7 +144,9 @@ fn what_a_rebuild_gives_up_counts_no_more_and_is_stored_again(install: &'static 
     shown
         .refused(0)
         .says(&["The next run deletes", &ids[0], "is not known", &ids[1]]);
-    site.barmanfs(&["sweep"]).refused(1).says(&[&ids[1], "delete"]);
+    // It names the first one that it meets.
+    let swept = site.barmanfs(&["sweep"]).refused(1).says(&["delete"]).all();
+    assert!(ids[1..].iter().any(|id| swept.contains(id)), "{swept}");
     site.ok(&["keep", "main", &ids[1], "--release"]);
     site.ok(&["retention", "main", "--enforce"]);
     assert_eq!(damaged(&site), [""; 0]);
