@@ -313,9 +313,15 @@ fn boot_tests_that_are_due_in_one_minute_run_one_after_the_other(install: &'stat
         started.extend(lines.map(str::to_owned));
         names.iter().all(|name| !task(name)["result"].is_null())
     });
-    assert_eq!(started.len(), 2, "{started:?}");
-    for (name, line) in names.iter().zip(&started) {
-        assert!(line.contains(&format!("server {name} ")), "{started:?}");
+    // Runs follow each other without a pause here: one may start a process before that of the run before has its lock, and
+    // the later process leaves the work for the next run.
+    let of = |name: &str| {
+        started
+            .iter()
+            .position(|line| line.contains(&format!("server {name} ")))
+    };
+    assert!(of("first") < of("second") && of("first").is_some(), "{started:?}");
+    for name in names {
         let done = task(name);
         assert!(done["failures"] == 0 && done["error"].is_null(), "{done}");
         let shown = site.json(&["show-backup", name, "latest"]);

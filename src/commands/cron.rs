@@ -245,7 +245,10 @@ impl Round<'_> {
         let last = subject.memory.tasks.get(&CronTask::Retention);
         let began = last.map(|last| last.began_at);
         let newest = subject.newest_done().and_then(|backup| backup.end_time);
-        let is_recent = due::is_within(RETENTION_EVERY, began, moment::now()) && newest <= began;
+        // What a sync brings ended before it came.
+        let synced = subject.memory.tasks.get(&CronTask::Sync);
+        let came = newest.max(synced.and_then(|last| last.ended_at));
+        let is_recent = due::is_within(RETENTION_EVERY, began, moment::now()) && came <= began;
         // A process that runs for other servers may come to this one later.
         let may_wait = self.retentions_running > 0 && last.is_some_and(|last| last.ended_at.is_none());
         if subject.backups.is_empty()
