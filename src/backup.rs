@@ -225,6 +225,24 @@ fn source(
     }
 }
 
+/// What is known of a backup of a cluster before it begins.
+pub(crate) fn new_backup(
+    options: &BackupOptions,
+    cluster: &ServerSettings,
+    wal_included: bool,
+    fork: Option<RecordId>,
+) -> NewBackup {
+    NewBackup {
+        label: options.label.clone(),
+        system_id: cluster.system_id,
+        server_version: cluster.version,
+        segment_size: cluster.segment_size,
+        wal_included,
+        timezone: Some(cluster.timezone.clone()),
+        fork,
+    }
+}
+
 impl Attempt<'_> {
     /// Receives, checks and finishes the backup. On any error it is marked as failed.
     fn run(
@@ -234,15 +252,8 @@ impl Attempt<'_> {
         begun: &mut Option<BackupId>,
     ) -> Result<Backup, Error> {
         let name = &self.server.name;
-        let new = NewBackup {
-            label: self.options.label.clone(),
-            system_id: self.cluster.system_id,
-            server_version: self.cluster.version,
-            segment_size: self.cluster.segment_size,
-            wal_included: self.source == Source::Backup,
-            timezone: Some(self.cluster.timezone.clone()),
-            fork: self.fork,
-        };
+        let is_whole = self.source == Source::Backup;
+        let new = new_backup(self.options, &self.cluster, is_whole, self.fork);
         let mut run = self
             .repository
             .writer(&format!("backup of {name}"))?

@@ -357,17 +357,7 @@ impl Repository {
         now: TimestampMicros,
     ) -> Result<Vec<JudgedBackup>> {
         let keeps = self.keeps(backups, now)?;
-        let candidates: Vec<Candidate> = backups
-            .iter()
-            .filter(|backup| is_judged(backup))
-            .map(|backup| Candidate {
-                id: backup.id,
-                begin_time: backup.begin_time,
-                end_time: backup.end_time.unwrap_or(backup.begin_time),
-                doubtful: known.is_doubtful(backup.id),
-                kept: keeps.get(&backup.id).map(|keep| keep.target),
-            })
-            .collect();
+        let candidates = candidates(backups, known, &keeps);
         let at = Circumstances {
             now,
             zone: zone_of(backups),
@@ -417,16 +407,7 @@ impl Repository {
         let here = self.backups(server)?;
         let known = self.reliability(&here)?;
         let keeps = self.keeps(&here, now)?;
-        let of_here = here.iter().filter(|backup| is_judged(backup));
-        let mut candidates: Vec<Candidate> = of_here
-            .map(|backup| Candidate {
-                id: backup.id,
-                begin_time: backup.begin_time,
-                end_time: backup.end_time.unwrap_or(backup.begin_time),
-                doubtful: known.is_doubtful(backup.id),
-                kept: keeps.get(&backup.id).map(|keep| keep.target),
-            })
-            .collect();
+        let mut candidates = candidates(&here, &known, &keeps);
         let is_here = |id: BackupId| here.iter().any(|backup| backup.id == id);
         candidates.extend(coming.iter().filter(|(id, ..)| !is_here(*id)).map(
             |(id, begin_time, end_time)| Candidate {
@@ -463,6 +444,19 @@ impl Repository {
 /// Whether policies apply to a backup.
 pub(crate) fn is_judged(backup: &Backup) -> bool {
     backup.status == BackupStatus::Done && backup.is_of_current_history()
+}
+
+/// What the policies judge.
+fn candidates(backups: &[Backup], known: &Reliability, keeps: &BTreeMap<BackupId, Keep>) -> Vec<Candidate> {
+    let judged = backups.iter().filter(|backup| is_judged(backup));
+    let candidate = |backup: &Backup| Candidate {
+        id: backup.id,
+        begin_time: backup.begin_time,
+        end_time: backup.end_time.unwrap_or(backup.begin_time),
+        doubtful: known.is_doubtful(backup.id),
+        kept: keeps.get(&backup.id).map(|keep| keep.target),
+    };
+    judged.map(candidate).collect()
 }
 
 /// The verdicts of both policies.

@@ -4,7 +4,7 @@ use std::io::Read;
 
 use barmanfs_pg::{Lsn, SystemId};
 use barmanfs_store::layout::BLOCK_BYTES;
-use barmanfs_store::{Attributes, ComposedSink, DirectoryRef, FileMap, Node, TreeReader};
+use barmanfs_store::{Attributes, DirectoryRef, FileMap, Node, TreeReader};
 
 use super::Intake;
 use super::intake::wrong;
@@ -92,36 +92,20 @@ impl Intake<'_> {
         let base = (&base.trees, map);
         let begun = self.files.composed_file(path, attributes, size_bytes, base);
         let mut sink = begun.map_err(|error| self.failed(path, &error))?;
-        let mut block = vec![0; BLOCK_BYTES];
-        for number in blocks {
-            let read = content.read_exact(&mut block);
-            read.map_err(|error| wrong(path, format_args!("it cannot be read: {error}")))?;
-            self.read_bytes += BLOCK_BYTES as u64;
-            self.put(path, &mut sink, (*number, &block))?;
-        }
+        let ranges = blocks.iter().map(|number| {
+            let at = u64::from(*number) * BLOCK_BYTES as u64;
+            at..at + BLOCK_BYTES as u64
+        });
+        let changed = self.put_changes(path, &mut sink, ranges, content)?;
         // What checks the content does so at its end.
-        match content.read(&mut block) {
+        match content.read(&mut [0]) {
             Ok(0) => {}
             Ok(_) => return Err(wrong(path, format_args!("there is more than its blocks"))),
             Err(error) => return Err(wrong(path, format_args!("it cannot be read: {error}"))),
         }
-        self.shared_bytes += size_bytes.saturating_sub(blocks.len() as u64 * BLOCK_BYTES as u64);
+        self.shared_bytes += size_bytes.saturating_sub(changed);
         let finished = sink.finish();
         finished.map_err(|error| self.failed(path, &error.into()))?;
         self.show()
-    }
-
-    fn put(
-        &mut self,
-        path: &[u8],
-        sink: &mut ComposedSink,
-        (number, block): (u32, &[u8]),
-    ) -> Result<(), Error> {
-        let stored = sink.block(u64::from(number) * BLOCK_BYTES as u64, block);
-        stored.map_err(|error| self.failed(path, &error.into()))?;
-        match number % 1024 {
-            0 => self.show(),
-            _ => Ok(()),
-        }
     }
 }

@@ -7,7 +7,7 @@ use std::io::Read;
 use std::ops::Range;
 
 use barmanfs_store::layout::{BLOCK_BYTES, DATA_WINDOW_BYTES};
-use barmanfs_store::{Attributes, DirectoryRef, TreeReader};
+use barmanfs_store::{Attributes, ComposedSink, DirectoryRef, TreeReader};
 use sha1::{Digest, Sha1};
 
 use super::intake::wrong;
@@ -54,23 +54,8 @@ impl Intake<'_> {
         let base = (&trees, &map);
         let sink = self.files.composed_file(path, attributes, size_bytes, base);
         let mut sink = sink.map_err(|error| self.failed(path, &error))?;
-        let changed: u64 = changes.ranges.iter().map(|range| range.end - range.start).sum();
+        let changed = self.put_changes(path, &mut sink, changes.ranges, changes.content)?;
         self.shared_bytes += size_bytes.saturating_sub(changed);
-        let mut block = [0; BLOCK_BYTES];
-        for range in changes.ranges {
-            let mut at = range.start;
-            while at < range.end {
-                let left = usize::try_from(range.end - at).unwrap_or(BLOCK_BYTES);
-                let bytes = block.get_mut(..left.min(BLOCK_BYTES)).unwrap_or_default();
-                let read = changes.content.read_exact(bytes);
-                read.map_err(|error| wrong(path, format_args!("it cannot be read: {error}")))?;
-                let put = sink.block(at, bytes);
-                put.map_err(|error| self.failed(path, &error.into()))?;
-                at += bytes.len() as u64;
-                self.read_bytes += bytes.len() as u64;
-            }
-            self.show()?;
-        }
         let ended = sink.finish();
         ended.map_err(|error| self.failed(path, &error.into()))?;
         self.composed.push(Composed {
@@ -78,6 +63,36 @@ impl Intake<'_> {
             sha1,
         });
         Ok(true)
+    }
+
+    /// Reads what belongs in these ranges of a file, and puts it there. Returns how many bytes that were.
+    ///
+    /// # Errors
+    /// When it cannot be read or stored.
+    pub(super) fn put_changes(
+        &mut self,
+        path: &[u8],
+        sink: &mut ComposedSink,
+        ranges: impl IntoIterator<Item = Range<u64>>,
+        content: &mut dyn Read,
+    ) -> Result<u64, Error> {
+        let (mut block, mut put_bytes) = ([0; BLOCK_BYTES], 0);
+        for range in ranges {
+            let mut at = range.start;
+            while at < range.end {
+                let left = usize::try_from(range.end - at).unwrap_or(BLOCK_BYTES);
+                let bytes = block.get_mut(..left.min(BLOCK_BYTES)).unwrap_or_default();
+                let read = content.read_exact(bytes);
+                read.map_err(|error| wrong(path, format_args!("it cannot be read: {error}")))?;
+                let put = sink.block(at, bytes);
+                put.map_err(|error| self.failed(path, &error.into()))?;
+                at += bytes.len() as u64;
+                put_bytes += bytes.len() as u64;
+                self.read_bytes += bytes.len() as u64;
+            }
+            self.show()?;
+        }
+        Ok(put_bytes)
     }
 }
 

@@ -19,6 +19,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use barmanfs_catalog::{BackupId, Tablespace};
+use barmanfs_foreign::name::InvalidName;
 use barmanfs_foreign::pgbackrest::{self as format, BackupInfo, Label, ListedBackup, Passphrase, Sha1Sum};
 use barmanfs_pg::pg_control::ControlFile;
 use barmanfs_store::Attributes;
@@ -244,7 +245,7 @@ impl Source for PgBackRest {
         let label: Label = backup
             .name
             .parse()
-            .map_err(|error: format::InvalidName| Error::failed(error.to_string()))?;
+            .map_err(|error: InvalidName| Error::failed(error.to_string()))?;
         let read = self.read_backup(&label, intake);
         match read {
             Err(_) if !self.is_there(&label) => Err(Error::failed("it has expired meanwhile")),

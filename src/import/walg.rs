@@ -17,6 +17,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use barmanfs_catalog::{Annotation, Annotations, BackupId, KeepTarget, Tablespace};
+use barmanfs_foreign::name::InvalidName;
 use barmanfs_foreign::walg::{self as format, ArchiveName, ArchiveRole, BackupName, FilesMetadata, Sentinel};
 use barmanfs_pg::TimestampMicros;
 use barmanfs_pg::pg_control::ControlFile;
@@ -145,7 +146,7 @@ impl WalG {
             }
             let ArchiveName { role, compression } = name
                 .parse()
-                .map_err(|error: format::InvalidName| Error::failed(error.to_string()))?;
+                .map_err(|error: InvalidName| Error::failed(error.to_string()))?;
             archives.push(Archive {
                 role,
                 name,
@@ -372,7 +373,7 @@ impl Source for WalG {
         let name: BackupName = backup
             .name
             .parse()
-            .map_err(|error: format::InvalidName| Error::failed(error.to_string()))?;
+            .map_err(|error: InvalidName| Error::failed(error.to_string()))?;
         match self.read_backup(&name, backup, intake) {
             Err(_) if !self.is_there(&name) => Err(Error::failed("it was deleted meanwhile")),
             read => read,

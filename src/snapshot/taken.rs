@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use barmanfs_catalog::{Backup, BackupId, BackupRun, BackupStatus, NewBackup, Repository, SnapshotDisk};
+use barmanfs_catalog::{Backup, BackupId, BackupRun, BackupStatus, Repository, SnapshotDisk};
 
 use super::ingest::Ingest;
 use super::places::Snapshot;
@@ -138,15 +138,7 @@ impl Taken<'_> {
         begun: &mut Option<BackupId>,
     ) -> Result<Backup, Error> {
         let name = &self.server.name;
-        let new = NewBackup {
-            label: self.options.label.clone(),
-            system_id: self.cluster.system_id,
-            server_version: self.cluster.version,
-            segment_size: self.cluster.segment_size,
-            wal_included: false,
-            timezone: Some(self.cluster.timezone.clone()),
-            fork: None,
-        };
+        let new = backup::new_backup(self.options, &self.cluster, false, None);
         let writer = self.repository.writer(&format!("backup of {name}"))?;
         let mut run = writer.begin_backup(name, new)?;
         run.annotate(self.options.annotations.clone());

@@ -36,9 +36,7 @@ pub use backup_info::{BackupInfo, Database, ListedBackup};
 pub use block_map::{BlockMap, BlockMapError, Run, SuperBlock};
 pub use cipher::{Decrypted, Header, Passphrase};
 pub use manifest::{Blocks, Directory, File, Manifest, Owner, Piece, Tablespace};
-pub use names::{
-    ArchivedFile, BackupKind, Compression, InvalidName, Label, archive_directory_version, server_version,
-};
+pub use names::{ArchivedFile, BackupKind, Compression, Label, archive_directory_version, server_version};
 
 /// SHA-1 of content.
 pub type Sha1Sum = [u8; 20];

@@ -31,7 +31,5 @@ mod sentinel;
 
 pub use files::{FileState, FilesError, FilesMetadata};
 pub use increment::{Increment, IncrementError, PAGE_BYTES};
-pub use names::{
-    ArchiveName, ArchiveRole, BackupName, Compression, InvalidName, WalFile, is_temporary, sentinel_name,
-};
+pub use names::{ArchiveName, ArchiveRole, BackupName, Compression, WalFile, is_temporary, sentinel_name};
 pub use sentinel::{Metadata, Sentinel, Tablespace};

@@ -114,28 +114,37 @@ pub(super) fn judge(
 /// old, which would end the search for the beginning of a window, and takes no place of a period of its own. The newest
 /// comes first.
 fn correct_times(candidates: &mut [Candidate], now: TimestampMicros) {
-    let begins: Vec<TimestampMicros> = candidates.iter().map(|candidate| candidate.begin_time).collect();
-    let mut newer = (now, now);
-    for (candidate, is_right) in candidates.iter_mut().zip(are_right(&begins, now)) {
-        if !is_right {
-            (candidate.begin_time, candidate.end_time) = newer;
-        }
-        newer = (candidate.begin_time, candidate.end_time);
+    let times = candidates
+        .iter()
+        .map(|candidate| (candidate.begin_time, candidate.end_time));
+    let times = corrected(times.collect(), now);
+    for (candidate, times) in candidates.iter_mut().zip(times) {
+        (candidate.begin_time, candidate.end_time) = times;
     }
 }
 
-/// A backup cannot have begun after now, or before one that was taken earlier: then the clock was wrong. The newest comes
-/// first.
-fn are_right(begins: &[TimestampMicros], now: TimestampMicros) -> Vec<bool> {
+/// The beginnings and ends of backups, the newest first. One cannot have begun after now, or before one that was taken
+/// earlier: then the clock was wrong.
+fn corrected(
+    mut times: Vec<(TimestampMicros, TimestampMicros)>,
+    now: TimestampMicros,
+) -> Vec<(TimestampMicros, TimestampMicros)> {
     let mut latest = TimestampMicros::from_unix_micros(i64::MIN);
-    let mut are_right = vec![false; begins.len()];
-    for (begin, is_right) in begins.iter().zip(&mut are_right).rev() {
+    let mut are_right = vec![false; times.len()];
+    for ((begin, _), is_right) in times.iter().zip(&mut are_right).rev() {
         *is_right = (latest..=now).contains(begin);
         if *is_right {
             latest = *begin;
         }
     }
-    are_right
+    let mut newer = (now, now);
+    for (times, is_right) in times.iter_mut().zip(are_right) {
+        if !is_right {
+            *times = newer;
+        }
+        newer = *times;
+    }
+    times
 }
 
 /// When backups began, as far as that can be true: one whose clock was wrong counts as one of the time of the next newer
@@ -143,16 +152,12 @@ fn are_right(begins: &[TimestampMicros], now: TimestampMicros) -> Vec<bool> {
 pub fn probable_begins(backups: &[Backup], now: TimestampMicros) -> BTreeMap<BackupId, TimestampMicros> {
     let mut newest_first: Vec<&Backup> = backups.iter().collect();
     newest_first.sort_by_key(|backup| std::cmp::Reverse(backup.id));
-    let begins: Vec<TimestampMicros> = newest_first.iter().map(|backup| backup.begin_time).collect();
-    let mut newer = now;
-    let mut probable = BTreeMap::new();
-    for ((backup, begin), is_right) in newest_first.iter().zip(&begins).zip(are_right(&begins, now)) {
-        if is_right {
-            newer = *begin;
-        }
-        probable.insert(backup.id, newer);
-    }
-    probable
+    let times = newest_first
+        .iter()
+        .map(|backup| (backup.begin_time, backup.begin_time));
+    let times = corrected(times.collect(), now);
+    let begins = newest_first.iter().zip(times);
+    begins.map(|(backup, (begin, _))| (backup.id, begin)).collect()
 }
 
 impl Candidate {

@@ -3,10 +3,16 @@
 use std::fmt;
 use std::str::FromStr;
 
+use barmanfs_pg::ServerVersion;
 use barmanfs_pg::wal_name::WalName;
-use barmanfs_pg::{ParseError, ServerVersion};
 
 use super::Sha1Sum;
+
+use crate::name::InvalidName;
+
+fn invalid(what: &'static str, text: &str) -> InvalidName {
+    InvalidName::new("pgBackRest", what, text)
+}
 
 /// What a backup builds on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,23 +73,8 @@ impl FromStr for Label {
             .map_or((text, None), |(full, rest)| (full, Some(rest)));
         match is_moment(full, b"F") && rest.is_none_or(|rest| is_moment(rest, b"DI")) {
             true => Ok(Self(text.to_owned())),
-            false => Err(InvalidName::new("backup", text)),
+            false => Err(invalid("backup", text)),
         }
-    }
-}
-
-/// A name that pgBackRest does not give.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is not the name of a {what} of pgBackRest")]
-pub struct InvalidName {
-    what: &'static str,
-    text: String,
-}
-
-impl InvalidName {
-    fn new(what: &'static str, text: &str) -> Self {
-        let text = text.chars().take(ParseError::SHOWN_CHARACTERS).collect();
-        Self { what, text }
     }
 }
 
@@ -131,7 +122,7 @@ impl FromStr for Compression {
         let found = Self::ALL.into_iter().find(|(name, _)| *name == text);
         found
             .map(|(_, form)| form)
-            .ok_or_else(|| InvalidName::new("compression", text))
+            .ok_or_else(|| invalid("compression", text))
     }
 }
 
@@ -150,7 +141,7 @@ impl FromStr for ArchivedFile {
     type Err = InvalidName;
 
     fn from_str(text: &str) -> Result<Self, InvalidName> {
-        let invalid = || InvalidName::new("file in the archive", text);
+        let invalid = || invalid("file in the archive", text);
         let Some((name, rest)) = text.split_once('-') else {
             let name = text.parse().map_err(|_| invalid())?;
             return match name {

@@ -3,8 +3,14 @@
 use std::fmt;
 use std::str::FromStr;
 
+use barmanfs_pg::TimelineId;
 use barmanfs_pg::wal_name::{SegmentName, WalName};
-use barmanfs_pg::{ParseError, TimelineId};
+
+use crate::name::InvalidName;
+
+fn invalid(what: &'static str, text: &str) -> InvalidName {
+    InvalidName::new("WAL-G", what, text)
+}
 
 /// What comes behind the name of a backup, in the name of its sentinel.
 const SENTINEL: &str = "_backup_stop_sentinel.json";
@@ -57,7 +63,7 @@ impl FromStr for BackupName {
                 text: text.to_owned(),
                 segment,
             }),
-            _ => Err(InvalidName::new("backup", text)),
+            _ => Err(invalid("backup", text)),
         }
     }
 }
@@ -66,21 +72,6 @@ impl FromStr for BackupName {
 #[must_use]
 pub fn sentinel_name(file: &str) -> Option<Result<BackupName, InvalidName>> {
     file.strip_suffix(SENTINEL).map(str::parse)
-}
-
-/// A name that WAL-G does not give, or that is not understood.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is not the name of a {what} of WAL-G")]
-pub struct InvalidName {
-    what: &'static str,
-    text: String,
-}
-
-impl InvalidName {
-    fn new(what: &'static str, text: &str) -> Self {
-        let text = text.chars().take(ParseError::SHOWN_CHARACTERS).collect();
-        Self { what, text }
-    }
 }
 
 /// A form of compression, by the last part of a name.
@@ -156,7 +147,7 @@ impl FromStr for ArchiveName {
             };
             Some(Self { role, compression })
         };
-        parts().ok_or_else(|| InvalidName::new("tar archive", text))
+        parts().ok_or_else(|| invalid("tar archive", text))
     }
 }
 
@@ -191,7 +182,7 @@ impl FromStr for WalFile {
             (Err(_), Some(of)) if of.get(..24).is_some_and(|of| of.parse::<SegmentName>().is_ok()) => {
                 Ok(Self::Note)
             }
-            _ => Err(InvalidName::new("WAL file", text)),
+            _ => Err(invalid("WAL file", text)),
         }
     }
 }

@@ -458,17 +458,8 @@ impl BackupRun {
     /// # Errors
     /// When it cannot be made durable. Then the backup has failed with that error.
     pub fn finish(mut self, end: BackupEnd) -> Result<Backup> {
-        match self.complete(end) {
-            Ok(()) => {
-                self.forget_state()?;
-                let selector = BackupSelector::Id(self.backup.id);
-                self.writer.repository().backup(&self.backup.server, &selector)
-            }
-            Err(error) => {
-                self.record_failure(&error.to_string());
-                Err(error)
-            }
-        }
+        let recorded = self.complete(end);
+        self.ended(recorded)
     }
 
     /// Ends the backup as failed; the next one finds and reuses what was stored.
@@ -489,7 +480,12 @@ impl BackupRun {
         };
         let written = records::record(Kind::Snapshot, &backup)
             .and_then(|record| Ok(self.depositor.flush(vec![record]).map(drop)?));
-        match written {
+        self.ended(written)
+    }
+
+    /// The backup whose end is recorded. If it could not be, it has failed with that error.
+    fn ended(mut self, recorded: Result<()>) -> Result<Backup> {
+        match recorded {
             Ok(()) => {
                 self.forget_state()?;
                 let selector = BackupSelector::Id(self.backup.id);
