@@ -102,7 +102,7 @@ program_tests() {
 }
 
 # Tests that failed and then passed when they ran again, at most so many in one run.
-max_unsteady=3 unsteady=''
+max_unsteady=5 unsteady=''
 [ -z "${CI:-}" ] || export BARMANFS_TEST_TWICE=yes
 
 # chosen_postgres: "15=BINDIR:16=BINDIR" of the installed versions that were requested.

@@ -71,12 +71,17 @@ fn nothing_is_missing_at_any_second_of_the_week(install: &'static Install) {
     assert_eq!(commits.len() as u64, week.steps);
     all_wal_is_there(&site);
     server.stop("fast");
-    let last = commits[commits.len() - 1];
+    let last = last_target(&commits);
     let targets = std::env::var("BARMANFS_TEST_TARGETS").map_or(50, |count| count.parse().expect("a number"));
     // The first backup is complete.
     let first = (week.midnight + 4 * HOUR) * 1_000_000;
     week.recover(install, &site, &commits, (first, last), targets);
     week.what_is_outside_the_window_goes(install, &site, &commits);
+}
+
+/// The last moment that PostgreSQL can stop at: it needs a later commit to know that a moment is over.
+fn last_target(commits: &[Micros]) -> Micros {
+    commits[commits.len() - 1] - 1
 }
 
 /// When each step was committed.
@@ -352,11 +357,13 @@ impl Week {
             assert_eq!(site.backup_ids(), kept, "day {day}");
             let complete = (ended(&backups[needed]) * 1e6) as u64 + 2_000_000;
             self.ok(site, &["sweep"]);
-            let before = self
-                .clock
-                .run(site, &["explain", "main", &moment(complete - 4_000_000)]);
+            let begun = backups[needed]["begin_time_epoch"].as_f64().expect("a time");
+            let before = self.clock.run(
+                site,
+                &["explain", "main", &moment((begun * 1e6) as u64 - 1_000_000)],
+            );
             before.refused(1).says(&["before the end of every backup"]);
-            let last = commits[commits.len() - 1];
+            let last = last_target(commits);
             self.recover(install, site, commits, (complete, last), 2);
         }
         self.ok(site, &["verify"]);

@@ -84,6 +84,7 @@ fn a_remote_tree_is_the_local_one(install: &'static Install) {
     server.query("CREATE TABLE sparse AS SELECT 1 n");
     fill(&server, 2);
     site.backup();
+    server.await_archiver();
     server.query("CREATE TABLE later AS SELECT 1 n");
     server.archive_current_segment();
     let contained = ["--no-get-wal", "--target-immediate"];
@@ -250,6 +251,7 @@ fn restored_here(install: &'static Install) -> (Site, PgServer, Sshd) {
     let (site, server, sshd) = site_with_sshd(install);
     fill(&server, 4);
     site.backup();
+    server.await_archiver();
     let here = site.path("here").display().to_string();
     site.ok(&[&["restore", "main", "auto", &here][..], &OPTIONS].concat());
     (site, server, sshd)
@@ -373,6 +375,7 @@ fn a_silent_network_ends_a_restore(install: &'static Install) {
     let (site, server) = Site::with_server(install);
     fill(&server, 4);
     site.backup();
+    server.await_archiver();
     let here = site.path("here").display().to_string();
     site.ok(&[&["restore", "main", "auto", &here][..], &OPTIONS].concat());
     let sshd = Sshd::behind(&site, &network);
@@ -403,8 +406,16 @@ fn a_silent_network_ends_a_restore(install: &'static Install) {
         assert!(!is_startable(&site.path(name)));
     }
     network.mend();
-    // What was over there has noticed it, too.
-    restore_by(site, &sshd.command(), "there", &OPTIONS).ok();
+    // What was over there has noticed it, too. The kernel may remember for some seconds that the other host did not answer.
+    until("the other host can be reached", || {
+        let run = restore_by(site, &sshd.command(), "there", &OPTIONS);
+        let unreachable = ["No route to host", "Connection timed out"];
+        if !unreachable.iter().any(|text| run.all().contains(text)) {
+            run.ok();
+            return true;
+        }
+        false
+    });
     assert_restored(install, site);
 }
 
@@ -413,6 +424,7 @@ fn an_agent_makes_any_directory_equal_to_a_fresh_restore(install: &'static Insta
     fill(&server, 1);
     server.query("CREATE TABLE later AS SELECT generate_series(1, 20000) n");
     site.backup();
+    server.await_archiver();
     let command = sshd.command();
     let options = ["--target-immediate", "--no-get-wal", "-j", "3"];
     let here = site.path("here").display().to_string();

@@ -58,6 +58,7 @@ fn the_tree_is_the_one_of_the_mount(install: &'static Install) {
     site.write_file("main/conf.d/a.conf", b"include '../more/b.conf'\n");
     site.write_file("main/more/b.conf", b"\nssl_ca_file = 'ca.crt'\n");
     let id = site.backup();
+    server.await_archiver();
     server.query("CREATE TABLE later AS SELECT 1 n");
     server.archive_current_segment();
     restore(&site, "contained", &["--no-get-wal", "--target-immediate"]).ok();
@@ -454,6 +455,7 @@ fn a_killed_restore_never_starts_and_is_continued(install: &'static Install) {
     let (site, server) = Site::with_server(install);
     fill(&server, 4);
     site.backup();
+    server.await_archiver();
     restore(&site, "fresh", &["--target-immediate"]).ok();
     let mut random = Random::new("restore");
     let directory = site.path("killed");
@@ -504,6 +506,7 @@ fn a_full_disk_leaves_a_restore_that_is_continued(install: &'static Install) {
     let (site, server) = Site::with_server(install);
     fill(&server, 4);
     site.backup();
+    server.await_archiver();
     let point = site.make_directory("small");
     let disk = SmallDisk::mount(&point, 40);
     restore(&site, "small/data", &["--target-immediate"])
@@ -570,6 +573,7 @@ fn an_update_makes_any_directory_equal_to_a_fresh_restore(install: &'static Inst
     let old = site.backup();
     server.query("CREATE TABLE later AS SELECT generate_series(1, 20000) n");
     site.backup();
+    server.await_archiver();
     restore(&site, "fresh", &["--target-immediate"]).ok();
     let fresh = site.path("fresh");
     for (kind, script) in KINDS {

@@ -102,7 +102,26 @@ impl<'a> Intake<'a> {
         mut stream: WalStream<'_>,
         on_success: &mut dyn FnMut(),
     ) -> Result<StreamEnd, Error> {
-        let (start, began) = (self.flushed, Instant::now());
+        let start = self.flushed;
+        let ended = self.receive(&mut stream, start, on_success);
+        // What arrived before a failure need not be sent again, and a network that cuts each stream after some messages
+        // is a success each time.
+        if ended.is_err() && self.sync().is_ok() && self.flushed > start {
+            on_success();
+        }
+        if matches!(ended, Ok(StreamEnd::Stopped)) {
+            self.stop(stream)?;
+        }
+        ended
+    }
+
+    fn receive(
+        &mut self,
+        stream: &mut WalStream<'_>,
+        start: Lsn,
+        on_success: &mut dyn FnMut(),
+    ) -> Result<StreamEnd, Error> {
+        let began = Instant::now();
         loop {
             let (mut heard, mut reply_wanted) = (true, false);
             match stream.next().map_err(|error| self.explain(error))? {
@@ -121,13 +140,13 @@ impl<'a> Intake<'a> {
                 on_success();
             }
             if self.stop.requested() {
-                return self.stop(stream);
+                return Ok(StreamEnd::Stopped);
             }
             if reply_wanted || self.unsynced_bytes() >= UNSYNCED_BYTES || !stream.has_more()? {
                 self.sync()?;
-                self.report(&mut stream, reply_wanted)?;
+                self.report(stream, reply_wanted)?;
             }
-            self.wait_for_archiver(&mut stream)?;
+            self.wait_for_archiver(stream)?;
         }
     }
 
@@ -243,13 +262,13 @@ impl<'a> Intake<'a> {
     }
 
     /// Ends in order: all received data is durable, and the server knows it.
-    fn stop(mut self, mut stream: WalStream<'_>) -> Result<StreamEnd, Error> {
+    fn stop(mut self, mut stream: WalStream<'_>) -> Result<(), Error> {
         self.sync()?;
         stream.report(self.position(), false)?;
         // At this point it does not matter whether the server sees the end of the stream.
         if let Err(error) = stream.stop() {
             tracing::debug!("The stream did not end in order: {error}");
         }
-        Ok(StreamEnd::Stopped)
+        Ok(())
     }
 }

@@ -50,6 +50,10 @@ impl Session<'_> {
         repository.generation()?;
         refuse_other_system(repository, self.server, &connection, &cluster)?;
         self.compare_history(&mut connection, &cluster);
+        // A comparison that failed in the middle of an answer has used the connection up. It must not delay receiving.
+        if !connection.is_ready() {
+            connection = cluster::connect(self.server, Purpose::ReceiveWal)?;
+        }
         let mut at = self.start(&mut connection, &cluster)?;
         loop {
             tracing::info!(

@@ -299,6 +299,18 @@ impl PgServer {
         name
     }
 
+    /// Until the server has archived everything that is complete. A backup may end before that, and then brings its WAL: its
+    /// views show the segments with other times as soon as they are in the archive.
+    pub(crate) fn await_archiver(&self) {
+        let status = self.data.join("pg_wal/archive_status");
+        until("all complete segments are archived", || {
+            let names = fs::read_dir(&status).expect("Cannot list a directory");
+            names
+                .map(|entry| entry.expect("Cannot list a directory").file_name())
+                .all(|name| !name.to_string_lossy().ends_with(".ready"))
+        });
+    }
+
     /// Stops the archiver between two commands until the guard is dropped: what a test sees of the repository is then
     /// only its own work.
     pub(crate) fn hold_archiver(&self) -> HeldArchiver {

@@ -1,10 +1,14 @@
 //! Reproducible random numbers: every failure names its seed.
 
-use std::cell::Cell;
+use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 thread_local! {
-    static USED: Cell<bool> = const { Cell::new(false) };
+    /// The seeds that this thread's test chose, in their order.
+    static CHOSEN: RefCell<Vec<u64>> = const { RefCell::new(Vec::new()) };
+    /// The seeds that it takes instead of choosing: those of its first run.
+    static GIVEN: RefCell<VecDeque<u64>> = const { RefCell::new(VecDeque::new()) };
 }
 
 /// SplitMix64.
@@ -17,29 +21,33 @@ pub(crate) struct Random {
 impl Random {
     /// Seeded from `BARMANFS_TEST_SEED`, or from the clock; the seed is printed, so that a failure can be reproduced.
     pub(crate) fn new(test: &str) -> Self {
-        let seed = match std::env::var("BARMANFS_TEST_SEED") {
+        let given = GIVEN.with_borrow_mut(VecDeque::pop_front);
+        let seed = given.unwrap_or_else(|| match std::env::var("BARMANFS_TEST_SEED") {
             Ok(text) => text.parse().expect("BARMANFS_TEST_SEED is a number"),
             Err(_) => SystemTime::now()
                 .duration_since(UNIX_EPOCH)
                 .map_or(0, |now| now.as_nanos() as u64),
-        };
+        });
+        CHOSEN.with_borrow_mut(|chosen| chosen.push(seed));
         println!("{test}: BARMANFS_TEST_SEED={seed}");
         Self::from_seed(seed)
     }
 
     /// With this seed.
     pub(crate) fn from_seed(seed: u64) -> Self {
-        USED.set(true);
         Self { state: seed, seed }
     }
 
-    /// Whether this thread made one since `forget_use`.
-    pub(crate) fn was_used() -> bool {
-        USED.get()
+    /// The next test of this thread chooses its own seeds.
+    pub(crate) fn begin_test() {
+        CHOSEN.with_borrow_mut(Vec::clear);
+        GIVEN.with_borrow_mut(VecDeque::clear);
     }
 
-    pub(crate) fn forget_use() {
-        USED.set(false);
+    /// A second run of this thread's test takes the seeds of the first one.
+    pub(crate) fn repeat_test() {
+        let chosen = CHOSEN.with_borrow_mut(std::mem::take);
+        GIVEN.with_borrow_mut(|given| *given = chosen.into());
     }
 
     pub(crate) fn seed(&self) -> u64 {

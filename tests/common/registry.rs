@@ -6,7 +6,7 @@ use super::random::Random;
 use super::user::is_root;
 use libtest_mimic::Trial;
 use std::io::Write;
-use std::panic::{RefUnwindSafe, UnwindSafe, catch_unwind, resume_unwind};
+use std::panic::{RefUnwindSafe, UnwindSafe, catch_unwind};
 use std::time::Instant;
 
 /// The size of databases, in pgbench's unit of 15 MB.
@@ -166,15 +166,13 @@ fn trial(
 }
 
 /// Runs a test a second time if it fails, and says so: a machine that is too busy for a moment must not hide what the
-/// other tests say. A test that chose at random is not repeated, because the second run would be another test.
+/// other tests say. A test that chose at random makes the same choices again.
 fn at_most_twice(name: &str, body: impl Fn() + UnwindSafe + RefUnwindSafe) {
-    Random::forget_use();
-    let Err(panic) = catch_unwind(&body) else {
+    Random::begin_test();
+    if catch_unwind(&body).is_ok() {
         return;
-    };
-    if Random::was_used() {
-        resume_unwind(panic);
     }
+    Random::repeat_test();
     body();
     println!("\nunsteady {name}: failed, then passed");
 }

@@ -10,6 +10,7 @@
 //! | `task-<task>`, `task-<task>-<server>` | a process that cron started for this | another such process |
 //! | `config` | a process that changes files in `config/` | another such process |
 //! | `delete-<server>` | a process that decides which of its backups to delete, and deletes them | another such one |
+//! | `rebuild` | a writer that begins, shared | a rebuild of the catalog that waits for writers, which takes it alone |
 //! | `writers` | every writer, shared | a rebuild of the catalog, which takes it alone |
 //! | `writer-<token>` | one writer | nothing: it shows a sweep that the writer is alive |
 //! | `sweep` | a sweep | another sweep |
@@ -27,8 +28,8 @@
 //! | `cron-memory` | a change of what cron remembers | another such change |
 //! | `verify-<server>:<token>` | a verification; without a server one of everything | nothing: it shows that it is at work |
 //!
-//! A process that takes several locks takes them in the order of this table, and waits for none of the first twelve but
-//! `config`, `delete-<server>` and `writers`. So there is no deadlock.
+//! A process that takes several locks takes them in the order of this table, and waits for none of the first
+//! thirteen but `config`, `delete-<server>`, `rebuild` and `writers`. So there is no deadlock.
 
 use std::fmt::Debug;
 
