@@ -10,5 +10,6 @@ pub(crate) mod records;
 pub(crate) mod repository;
 pub(crate) mod reserve;
 pub(crate) mod schema;
+pub(crate) mod sorted;
 pub(crate) mod unread;
 pub(crate) mod writer;

@@ -18,9 +18,24 @@ const PAGE: usize = 100;
 /// What a record refers to.
 pub(crate) enum Root {
     /// The files of a backup, or its configuration files.
-    Tree(DirectoryRef),
+    Tree {
+        directory: DirectoryRef,
+        /// Those that are alike.
+        series: Series,
+    },
     /// One file.
     File(FileMap),
+}
+
+/// Trees of which each has much in common with the one before.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum Series {
+    /// The backups of a server.
+    Backups(ServerName),
+    /// The configuration files of its backups.
+    Configurations(ServerName),
+    /// Its clones.
+    Clones(ServerName),
 }
 
 /// Backups and WAL of a server that are taken for deleted.
@@ -56,7 +71,11 @@ pub(crate) fn each_root(
 ) -> Result<()> {
     for clone in repository.all_clones()? {
         let what = format!("Clone {} of server {}", clone.name, clone.server);
-        each(&what, &Root::Tree(clone.root.directory))?;
+        let root = Root::Tree {
+            directory: clone.root.directory,
+            series: Series::Clones(clone.server),
+        };
+        each(&what, &root)?;
         for graft in clone.grafts {
             each(&what, &Root::File(graft.map))?;
         }
@@ -116,7 +135,9 @@ fn root(
                 return Ok(None);
             }
             let what = format!("Backup {} of server {}", backup.id, backup.server);
-            backup.root.map(|root| (what, Root::Tree(root.directory)))
+            let series = Series::Backups(backup.server);
+            let tree = |directory| Root::Tree { directory, series };
+            backup.root.map(|root| (what, tree(root.directory)))
         }
         Kind::Wal => {
             let file: WalFile = records::parse(id, payload)?;
@@ -138,7 +159,11 @@ fn root(
                 "The configuration of backup {} of server {}",
                 record.backup, record.server
             );
-            (!goes).then_some((what, Root::Tree(record.files.directory)))
+            let root = Root::Tree {
+                directory: record.files.directory,
+                series: Series::Configurations(record.server),
+            };
+            (!goes).then_some((what, root))
         }
         Kind::Snapshot
         | Kind::Deletion

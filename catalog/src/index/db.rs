@@ -175,6 +175,11 @@ impl Db {
         result
     }
 
+    /// Whether several threads may read at once. Not after a read for which others had to be locked out, see [`connect`].
+    pub(crate) fn is_shared(&self) -> bool {
+        !lock(&self.pool).idle.is_empty()
+    }
+
     fn take_reader(&self) -> Result<(u64, Link)> {
         let mut pool = lock(&self.pool);
         if pool.looked_at.elapsed() >= IDENTITY_INTERVAL {

@@ -4,6 +4,7 @@
 //! further directories. All of it is chunks, so a tree that hardly differs from another hardly takes space.
 
 mod assembly;
+mod beside;
 mod composed;
 mod content;
 mod directories;
@@ -15,6 +16,7 @@ mod run;
 mod writer;
 
 pub use assembly::StoredFile;
+pub use beside::{Enter, TakeWindows};
 pub use content::{ChunkRole, EachChunk};
 pub use file::SingleFile;
 pub use reader::{Entries, FileReader, TreeReader};

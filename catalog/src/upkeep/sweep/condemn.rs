@@ -54,7 +54,7 @@ impl Sweep<'_> {
         for pack in self.repository.condemned().candidates(newest, at_work)? {
             let dead_bytes = pack
                 .stored_bytes
-                .saturating_sub(mark.in_use(pack.seq)?.stored_bytes);
+                .saturating_sub(mark.in_use(pack.seq).stored_bytes);
             if self.is_dead(mark, &pack)? {
                 doomed.dead.push(pack);
                 continue;
@@ -81,7 +81,7 @@ impl Sweep<'_> {
 
     /// Whether neither a chunk nor a record of a pack is in use.
     pub(super) fn is_dead(&self, mark: &Mark, pack: &PackRow) -> Result<bool> {
-        Ok(mark.in_use(pack.seq)?.chunks == 0 && live_records(self.repository, pack)?.is_empty())
+        Ok(mark.in_use(pack.seq).chunks == 0 && live_records(self.repository, pack)?.is_empty())
     }
 
     /// Counts the packs that must wait, and names the writers they wait for.

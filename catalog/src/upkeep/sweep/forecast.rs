@@ -52,7 +52,7 @@ impl Repository {
         let dead_percent = u64::from(SweepOptions::default().dead_percent);
         let mut forecast = Forecast::default();
         for pack in self.condemned().all(mark.newest_pack)? {
-            let in_use = mark.in_use(pack.seq)?;
+            let in_use = mark.in_use(pack.seq);
             let live = live_records(self, &pack)?;
             let stays = self.db.read(|db| {
                 let mut stays = false;

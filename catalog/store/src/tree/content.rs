@@ -18,6 +18,13 @@ pub enum ChunkRole {
     Window,
 }
 
+impl ChunkRole {
+    /// Whether it refers to nothing.
+    pub fn is_window(self) -> bool {
+        self == Self::Window
+    }
+}
+
 /// Called with a chunk and its role; returns, for listings and pieces, whether to continue with what they refer to.
 pub type EachChunk<'a> = dyn FnMut(ChunkId, ChunkRole) -> Result<bool> + 'a;
 

@@ -7,6 +7,7 @@ use std::io::{self, Read};
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::beside::{self, Enter, TakeWindows};
 use super::content::{ContentChunks, EachChunk, tree_chunks};
 use crate::error::{Error, Result};
 use crate::file_map::{FileMap, PIECE_WINDOWS, ROW_BYTES, Window, Windows, row_at};
@@ -226,6 +227,22 @@ impl TreeReader {
     /// As [`chunks_of`](Self::chunks_of).
     pub fn chunks_of_file(&self, map: &FileMap, each: &mut EachChunk<'_>) -> Result<()> {
         ContentChunks { tree: self, each }.file(map)
+    }
+
+    /// Calls `enter` with the pages of listings and pieces of maps of a tree, and `take` with the windows of those that it
+    /// meets for the first time, except windows that the tree `before` has in the same place. All of that tree must have been
+    /// handed to the same functions before. Reads pieces on all cores.
+    ///
+    /// # Errors
+    /// When a page or piece cannot be read or is damaged; whatever the functions return.
+    pub fn chunks_beside(
+        &self,
+        root: &DirectoryRef,
+        before: Option<&DirectoryRef>,
+        enter: &mut Enter<'_>,
+        take: &TakeWindows<'_>,
+    ) -> Result<()> {
+        beside::walk(self, root, before, enter, take)
     }
 
     /// A page of a listing.
