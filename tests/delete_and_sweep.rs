@@ -1,17 +1,21 @@
 //! Any backup can be deleted at any time: the others stay whole, and the space is freed.
 
+use crate::common::clock::Clock;
 use crate::common::load::{fill, transact};
+use crate::common::process::{COMMAND_LIMIT, wait};
 use crate::common::random::Random;
 use crate::common::registry::topic;
 use crate::common::site::bytes_under;
 use crate::common::{Install, Mount, PgServer, Site};
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 topic! {
     once backups_deleted_in_any_order_leave_the_others_whole,
     once a_backup_being_read_is_deleted_only_by_force,
     once a_deletion_names_what_would_be_lost_first,
     once two_deletions_at_once_leave_one_backup,
+    once wal_of_past_days_is_merged,
 }
 
 /// Four backups with changes in between, and the checksums of all their files.
@@ -230,4 +234,49 @@ fn two_deletions_at_once_leave_one_backup(install: &'static Install) {
         assert_eq!(codes, [Some(0), Some(1)], "Round {round}");
         assert_eq!(site.backup_ids().len(), 1, "Round {round}");
     }
+}
+
+/// Each segment is archived as a pack of its own; days later a sweep merges them, whatever became of the sweeps before, and
+/// whoever reads meanwhile.
+fn wal_of_past_days_is_merged(install: &'static Install) {
+    let mut random = Random::new("wal_of_past_days_is_merged");
+    let (site, server) = Site::with_initdb_options(install, &["--wal-segsize=1"]);
+    fill(&server, 1);
+    for _ in 0..40 {
+        server.archive_current_segment();
+    }
+    let mount = Mount::new(&site);
+    let wal = mount.path("main/wal");
+    let (names, checksums) = (site.list(&wal), site.checksums(&wal));
+    assert!(names.len() >= 40, "{names:?}");
+    let packs = site.packs().len();
+    let mut clock = Clock::new(&site);
+    clock.move_to(clock.now() + 3 * 24 * 3600);
+    let began = Instant::now();
+    assert!(site.json(&["sweep"])["merged_packs"] == 0, "The day is not over");
+    let usual = began.elapsed() * 3;
+    for _ in 0..6 {
+        let mut child = clock.command(&site, &["sweep"]).spawn().unwrap();
+        std::thread::sleep(random.duration_below(usual));
+        let _ = child.kill();
+        wait(&mut child, COMMAND_LIMIT).expect("a killed process ends");
+        assert!(site.checksums(&wal) == checksums);
+    }
+    // The first one may find packs that the last killed one has left.
+    for _ in 0..2 {
+        clock.run(&site, &["sweep"]).ok();
+    }
+    let left = site.packs().len();
+    assert!(left + 35 <= packs, "{left} of {packs} packs are left");
+    assert!(site.checksums(&wal) == checksums);
+    mount.unmount();
+    site.ok(&["verify"]);
+    site.ok(&["rebuild-catalog"]);
+    let mount = Mount::new(&site);
+    let wal = mount.path("main/wal");
+    assert_eq!(site.list(&wal), names);
+    assert!(site.checksums(&wal) == checksums);
+    mount.unmount();
+    site.ok(&["verify"]);
+    drop(server);
 }

@@ -59,6 +59,9 @@ const SWEEP_AT_MOST_EVERY: Duration = Duration::from_secs(3600);
 /// A sweep pays after this time in any case: it also finds what nobody has counted, such as the packs of killed backups.
 const SWEEP_AT_LEAST_EVERY: Duration = Duration::from_secs(7 * 24 * 3600);
 
+/// A sweep pays for so many archived files, once a day: it merges their packs when their day is over.
+const MERGED_FILES: u64 = 256;
+
 /// How often it is computed whether a sweep pays: that reads a row for each pack.
 const WEIGH_EVERY: Duration = Duration::from_secs(600);
 
@@ -475,8 +478,11 @@ impl Round<'_> {
             return Ok(());
         }
         let last = last.unwrap_or(self.repository.settings().created_at);
-        let bytes = self.repository.freeable(memory.swept_through)?.bytes();
-        let pays = bytes >= SWEPT_BYTES
+        let freeable = self.repository.freeable(memory.swept_through)?;
+        let bytes = freeable.bytes();
+        let merges = due::is_on_an_earlier_day(last, moment::now()) && freeable.added_records >= MERGED_FILES;
+        let pays = merges
+            || bytes >= SWEPT_BYTES
             || !due::is_within(SWEEP_AT_LEAST_EVERY, Some(last), moment::now())
             || bytes > 0 && bytes >= self.repository.pack_totals()?.bytes / SWEPT_SHARE;
         if pays {

@@ -25,12 +25,19 @@ pub(crate) fn run(app: &mut App, json: JsonOption) -> Result<Outcome, Error> {
 }
 
 fn show(out: &mut Output, report: &SweepReport) -> Result<(), Error> {
+    // Copies of packs that still wait were made on account: their space is gained with the next sweep.
     let gained = report.removed_bytes.saturating_sub(report.copied_bytes);
     out.line(format_args!(
         "Freed {} in {} packs",
         output::bytes(gained),
         report.removed_packs
     ))?;
+    if report.merged_packs > 0 {
+        out.line(format_args!(
+            "Merged {} packs of archived WAL into larger ones",
+            report.merged_packs
+        ))?;
+    }
     if report.abandoned_files > 0 {
         out.line(format_args!(
             "Removed {} unfinished files of killed processes",

@@ -11,6 +11,9 @@
 //!    cannot be read, is copied into new packs ([`repack`]), and the old packs are condemned as soon as one new pack is full. So a sweep needs the
 //!    space of one pack, after it has freed what it can; if there is less, it ends with the packs it has finished.
 //!
+//! 7. *Merge*: the small packs of archived WAL are copied into larger ones, day by day, and condemned in the same way
+//!    ([`merge`]).
+//!
 //! At last, the catalog gives back the space of the rows that are gone.
 //!
 //! [`condemned`](crate::index::condemned) keeps what lasts from one sweep to the next, and says why nothing that a
@@ -26,6 +29,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use barmanfs_pg::TimestampMicros;
 use barmanfs_store::{PackId, RecordId};
 use serde::Serialize;
 
@@ -42,6 +46,7 @@ mod condemn;
 mod forecast;
 mod lost;
 mod mark;
+mod merge;
 mod orphans;
 mod remove;
 mod repack;
@@ -62,6 +67,8 @@ pub struct SweepOptions {
     /// Temporary files of killed writers are removed when they are older. The age only protects the moment between the
     /// creation of such a file and its locking.
     pub abandoned_after: Duration,
+    /// The time by which a day is over, so that its WAL can be merged; now, if there is none.
+    pub as_of: Option<TimestampMicros>,
 }
 
 impl Default for SweepOptions {
@@ -69,6 +76,7 @@ impl Default for SweepOptions {
         Self {
             dead_percent: 20,
             abandoned_after: Duration::from_secs(60),
+            as_of: None,
         }
     }
 }
@@ -84,7 +92,9 @@ pub struct SweepReport {
     pub rescued_packs: u64,
     /// Packs whose live chunks were copied elsewhere.
     pub repacked_packs: u64,
-    /// Bytes of these copies.
+    /// Small packs of archived WAL that were merged into larger ones.
+    pub merged_packs: u64,
+    /// Bytes that were copied for both.
     pub copied_bytes: u64,
     /// Packs that were removed.
     pub removed_packs: u64,
@@ -109,6 +119,7 @@ impl SweepReport {
         self.abandoned_files += before.abandoned_files;
         self.rescued_packs += before.rescued_packs;
         self.repacked_packs += before.repacked_packs;
+        self.merged_packs += before.merged_packs;
         self.copied_bytes += before.copied_bytes;
         self.removed_packs += before.removed_packs;
         self.removed_bytes += before.removed_bytes;
@@ -231,9 +242,21 @@ impl Sweep<'_> {
         self.remove_dead(&mark, ready)?;
         monitor.stage("Freeing what is not in use");
         let doomed = self.doomed(&mark, &writers)?;
-        let dead = self.give_up(&mark, &doomed.dead)?;
-        let copied = self.repack(&mark, doomed.sparse)?;
-        Ok(dead == Fate::NextRound || copied == Fate::NextRound)
+        let given_up: BTreeSet<i64> = doomed
+            .dead
+            .iter()
+            .chain(&doomed.sparse)
+            .map(|pack| pack.seq)
+            .collect();
+        let mut fates = vec![
+            self.give_up(&mark, &doomed.dead)?,
+            self.repack(&mark, doomed.sparse)?,
+        ];
+        if self.report.unfinished.is_none() {
+            monitor.stage("Merging WAL");
+            fates.push(self.merge(&mark, &writers, &given_up)?);
+        }
+        Ok(fates.contains(&Fate::NextRound))
     }
 
     /// Condemns packs, and removes them at once if the mark is still valid and no writer can have looked anything up in

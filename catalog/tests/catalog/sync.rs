@@ -607,3 +607,43 @@ fn the_primary_can_add_and_nothing_else() {
         .sync_from(sites.server(), &foreign, &everything(), &mut Silent);
     assert!(matches!(refused, Err(Error::OtherSystem { .. })), "{refused:?}");
 }
+
+#[test]
+fn wal_that_the_primary_has_merged_is_not_taken_twice() {
+    let sites = Sites::new();
+    sites.back_up(1, &files(1));
+    for number in 2..6 {
+        let (name, bytes) = segment(number, SYSTEM, number.into());
+        archive(&sites.primary.repository, sites.server(), &name, &bytes).unwrap();
+    }
+    sites.sync();
+    let in_three_days =
+        TimestampMicros::from(std::time::SystemTime::now()).unix_micros() + 3 * 24 * 3_600_000_000;
+    let options = SweepOptions {
+        as_of: Some(TimestampMicros::from_unix_micros(in_three_days)),
+        ..SweepOptions::default()
+    };
+    let merged = sites.primary.repository.sweep(&options, &mut Silent).unwrap();
+    assert!(
+        merged.merged_packs >= 4 && merged.waiting_packs == 0,
+        "{merged:?}"
+    );
+    let report = sites.sync();
+    assert_eq!(
+        (report.wal_files, report.backups.len(), report.problems.len()),
+        (0, 0, 0),
+        "{report:?}"
+    );
+    sites.assert_equal();
+    // A node that begins now takes it out of the merged packs.
+    let fresh = Sites {
+        node: Repository::create(
+            &sites.primary.directory.path().join("fresh"),
+            CreateOptions::default(),
+        )
+        .unwrap(),
+        primary: sites.primary,
+    };
+    fresh.sync();
+    fresh.assert_equal();
+}

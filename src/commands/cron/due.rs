@@ -8,6 +8,8 @@ use jiff::tz::TimeZone;
 
 use crate::schedule::Schedule;
 
+const DAY_MICROS: i64 = 24 * 3600 * 1_000_000;
+
 /// The pause after a first failure; it doubles with each further one.
 const FIRST_PAUSE: Duration = Duration::from_secs(60);
 
@@ -69,6 +71,12 @@ pub(super) fn is_within(time: Duration, then: Option<TimestampMicros>, now: Time
     then.is_some_and(|then| then <= now && now.saturating_duration_since(then) < time)
 }
 
+/// Whether `then` is on an earlier day than `now`, in UTC.
+pub(super) fn is_on_an_earlier_day(then: TimestampMicros, now: TimestampMicros) -> bool {
+    let day = |moment: TimestampMicros| moment.unix_micros().div_euclid(DAY_MICROS);
+    day(then) < day(now)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -78,6 +86,14 @@ mod tests {
 
     fn at(seconds: i64) -> TimestampMicros {
         TimestampMicros::from_unix_seconds(seconds)
+    }
+
+    #[test]
+    fn a_day_ends_at_midnight() {
+        assert!(!is_on_an_earlier_day(at(DAY), at(2 * DAY - 1)));
+        assert!(is_on_an_earlier_day(at(2 * DAY - 1), at(2 * DAY)));
+        assert!(!is_on_an_earlier_day(at(2 * DAY), at(DAY)));
+        assert!(is_on_an_earlier_day(at(-1), at(0)));
     }
 
     /// Whether a nightly backup is due at this second.

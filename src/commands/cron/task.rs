@@ -41,6 +41,9 @@ const CATALOG_EVERY: Duration = BUDGET_OF_AT_MOST;
 /// The first part of a verification has the budget of this time.
 const FIRST_BUDGET: Duration = Duration::from_secs(3600);
 
+/// A sweep works on all cores, and has time.
+const SWEEP_NICENESS: i32 = 10;
+
 /// Does the task, for one server after the other. Its trouble is no trouble of `cron`.
 pub(super) fn run(app: &mut App, args: &CronArgs, task: CronTask) -> Result<Outcome, Error> {
     background::detach(app.config.log_file.as_deref(), args.keep_descriptors)?;
@@ -248,11 +251,18 @@ fn test_boot(app: &App, repository: &Repository, server: &ServerConfig) -> Resul
 }
 
 fn sweep(repository: &Repository) -> Result<String, Error> {
+    // Linux derives the priority of reading and writing from it, too.
+    if let Err(error) = rustix::process::nice(SWEEP_NICENESS) {
+        tracing::debug!("The sweep has the priority of everything else: {error}");
+    }
     let seen = repository.freeable(0)?.last_record;
     let report = repository.sweep(&SweepOptions::default(), &mut Silent)?;
     repository.remember_of_repository(|memory| memory.swept_through = seen)?;
     let freed = report.removed_bytes.saturating_sub(report.copied_bytes);
-    let freed = format!("freed {}", output::bytes(freed));
+    let mut freed = format!("freed {}", output::bytes(freed));
+    if report.merged_packs > 0 {
+        freed += &format!(", merged {} packs of WAL", report.merged_packs);
+    }
     if report.missing_chunks > 0 {
         return Err(Error::failed(format!(
             "{freed}, and {} chunks are missing: 'barmanfs verify' names the files",

@@ -20,6 +20,9 @@ pub struct Freeable {
     pub deleted_bytes: u64,
     /// Records that were deleted since the last sweep: the first ten thousand.
     pub deleted_records: u64,
+    /// Records that were added since the last sweep: nearly all are of archived files, each in a pack of its own until it is
+    /// merged.
+    pub added_records: u64,
     /// The number of the last record, for the next look.
     pub last_record: i64,
 }
@@ -63,6 +66,7 @@ impl Repository {
             let since = if swept_through > last { 0 } else { swept_through };
             let mut freeable = Freeable {
                 last_record: last,
+                added_records: u64::try_from(last - since).unwrap_or(0),
                 ..Freeable::default()
             };
             let condemned = concat!(

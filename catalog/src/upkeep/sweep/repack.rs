@@ -18,7 +18,9 @@ impl Sweep<'_> {
     /// is no more space: then the new pack that was not complete is dead, and the next sweep removes it first.
     pub(super) fn repack(&mut self, mark: &Mark, sparse: Vec<PackRow>) -> Result<Fate> {
         let mut output = Output::default();
-        match self.copy_packs(mark, sparse, &mut output) {
+        let copied = self.copy_packs(mark, sparse, &mut output);
+        self.report.repacked_packs += output.given_up;
+        match copied {
             Err(error) if error.is_full() => self.report.unfinished = Some(error.to_string()),
             copied => copied?,
         }
@@ -27,17 +29,23 @@ impl Sweep<'_> {
 
     fn copy_packs(&mut self, mark: &Mark, sparse: Vec<PackRow>, output: &mut Output) -> Result<()> {
         for pack in sparse {
-            match self.copy_pack(mark, &pack, output) {
-                Ok(()) => output.complete.push(pack),
-                Err(error) if error.is_damage() => self.problem(pack.id, &error),
-                // A sector that the disk does not give concerns this pack alone.
-                Err(error @ Error::Store(barmanfs_store::Error::Io { .. })) if !error.is_full() => {
-                    self.problem(pack.id, &error);
-                }
-                Err(error) => return Err(error),
-            }
+            self.try_copying(mark, pack, output)?;
         }
         self.finish(mark, output)
+    }
+
+    /// Copies what is in use in a pack. One in which something cannot be read stays as it is.
+    pub(super) fn try_copying(&mut self, mark: &Mark, pack: PackRow, output: &mut Output) -> Result<()> {
+        match self.copy_pack(mark, &pack, output) {
+            Ok(()) => output.copied.push(pack),
+            Err(error) if error.is_damage() => self.problem(pack.id, &error),
+            // A sector that the disk does not give concerns this pack alone.
+            Err(error @ Error::Store(barmanfs_store::Error::Io { .. })) if !error.is_full() => {
+                self.problem(pack.id, &error);
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
     }
 
     fn copy_pack(&mut self, mark: &Mark, pack: &PackRow, output: &mut Output) -> Result<()> {
@@ -95,8 +103,9 @@ impl Sweep<'_> {
         Ok(())
     }
 
-    /// Makes the copies durable and enters them, and gives up the packs that are completely copied then.
-    fn finish(&mut self, mark: &Mark, output: &mut Output) -> Result<()> {
+    /// Makes the copies durable and enters them. The packs that are completely copied then are given up if they have enough
+    /// bytes together.
+    pub(super) fn finish(&mut self, mark: &Mark, output: &mut Output) -> Result<()> {
         if let Some(target) = output.target.take() {
             let index = CatalogIndex::for_readers(
                 std::sync::Arc::clone(&self.repository.db),
@@ -104,27 +113,51 @@ impl Sweep<'_> {
             );
             index.publish(&target.close()?)?;
         }
+        output.complete.append(&mut output.copied);
+        let bytes: u64 = output.complete.iter().map(|pack| pack.stored_bytes).sum();
+        match bytes >= output.together_bytes {
+            true => self.give_up_complete(mark, output),
+            false => Ok(()),
+        }
+    }
+
+    /// Gives up the packs that are completely copied.
+    pub(super) fn give_up_complete(&mut self, mark: &Mark, output: &mut Output) -> Result<()> {
         let complete = std::mem::take(&mut output.complete);
         if self.give_up(mark, &complete)? == Fate::NextRound {
             output.fate = Fate::NextRound;
         }
-        self.report.repacked_packs += complete.len() as u64;
+        output.given_up += complete.len() as u64;
         Ok(())
     }
 }
 
 /// The destination of copies.
 #[derive(Default)]
-struct Output {
+pub(super) struct Output {
     /// The pack being filled.
     target: Option<PackWriter>,
-    /// Packs whose live content has all been copied, some of it perhaps into `target`.
+    /// Packs whose content in use has all been copied, some of it perhaps into `target`.
+    copied: Vec<PackRow>,
+    /// Packs of which all copies are durable.
     complete: Vec<PackRow>,
-    /// The state of those that have been given up.
-    fate: Fate,
+    /// So many bytes of them are given up at once.
+    together_bytes: u64,
+    /// How many have been given up.
+    pub(super) given_up: u64,
+    /// The state of those.
+    pub(super) fate: Fate,
 }
 
 impl Output {
+    /// One whose packs are given up together when they have so many bytes.
+    pub(super) fn together(together_bytes: u64) -> Self {
+        Self {
+            together_bytes,
+            ..Self::default()
+        }
+    }
+
     fn target(&mut self, sweep: &Sweep<'_>) -> Result<&mut PackWriter> {
         match &mut self.target {
             Some(target) => Ok(target),
