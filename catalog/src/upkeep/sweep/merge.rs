@@ -52,7 +52,7 @@ impl Sweep<'_> {
         self.report.merged_packs += output.given_up;
         match merged {
             Err(error) if error.is_full() => {
-                tracing::info!("WAL is merged when there is more space: {error}")
+                tracing::info!("WAL is merged when there is more space: {error}");
             }
             merged => merged?,
         }

@@ -26,6 +26,9 @@ const ATTRIBUTES: Attributes = Attributes {
     mtime_ns: 5,
 };
 
+/// Pack, position and chunk of each copy that stays.
+type Kept = BTreeSet<(i64, u32, ChunkId)>;
+
 /// Files by path, each as the seeds of its windows.
 type Files = BTreeMap<String, Vec<u32>>;
 
@@ -86,10 +89,7 @@ fn archive(repository: &Repository, server: &ServerName, number: u32) {
 }
 
 /// All ids, and the copies to keep, as a walk through every tree from its root to its last row finds them.
-fn plain(
-    repository: &Repository,
-    without: Option<&Without>,
-) -> Result<(BTreeSet<ChunkId>, BTreeSet<(i64, u32, ChunkId)>)> {
+fn plain(repository: &Repository, without: Option<&Without>) -> Result<(BTreeSet<ChunkId>, Kept)> {
     let trees = repository.trees();
     let mut met = BTreeSet::new();
     each_root(repository, without, &mut |_, root| {

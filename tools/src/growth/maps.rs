@@ -1,0 +1,254 @@
+//! Backups of which only the maps are real: how a sweep grows with their number, and a rebuild with the number of packs.
+//!
+//! A window has eight bytes of its own and zeros, so a backup of a million windows takes seconds, and the same listings, maps, packs
+//! and records as any other. Packs for a rebuild have frames of one byte, which nothing reads.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use barmanfs_catalog::{Backup, BackupEnd, CreateOptions, NewBackup, Repository, ServerName};
+use barmanfs_pg::{Lsn, SegmentSize, ServerVersion, SystemId, TimelineId};
+use barmanfs_store::{Attributes, ChunkId, Encoding, Frame, LocalPacks, Node, PackWriter};
+
+/// Of each backup.
+const WINDOWS: u64 = 200_000;
+
+/// The smallest that there are.
+const WINDOW_BYTES: u32 = 8192;
+
+/// Files are as large as PostgreSQL's, in windows.
+const FILE_WINDOWS: u64 = 8192;
+
+/// One window in so many is another one in the next backup.
+const CHANGED: u64 = 100;
+
+/// Numbers of backups.
+const BACKUPS: [u64; 3] = [1, 10, 100];
+
+/// Numbers of packs, each of as many chunks as 64 MiB of a database have.
+const PACKS: [u64; 3] = [100, 1000, 10_000];
+const PACK_CHUNKS: u64 = 800;
+
+const ATTRIBUTES: Attributes = Attributes {
+    mode: 0o600,
+    uid: 26,
+    gid: 26,
+    mtime_s: 1_700_000_000,
+    mtime_ns: 0,
+};
+
+/// Measures both and prints the tables.
+pub(crate) fn measure(program: &Path) -> Result<()> {
+    println!("backups  windows of all  chunks in use  sweep s  of cores s  RSS MB  delete --dry-run s");
+    for backups in BACKUPS {
+        let site = Site::new()?;
+        site.back_up(backups)?;
+        let sweep = site.run(program, &["-q", "sweep"])?;
+        let forecast = site.run(program, &["delete", "main", "oldest", "--dry-run"])?;
+        println!(
+            "{backups:7}  {:14}  {:13}  {:7.2}  {:10.2}  {:6}  {:18.2}",
+            backups * WINDOWS,
+            WINDOWS + (backups - 1) * (WINDOWS / CHANGED),
+            sweep.took.as_secs_f64(),
+            sweep.of_cores.as_secs_f64(),
+            sweep.memory_kib >> 10,
+            forecast.took.as_secs_f64(),
+        );
+    }
+    println!("packs  chunks    rebuild s  of cores s  RSS MB  catalog MB");
+    for packs in PACKS {
+        let site = Site::new()?;
+        site.fill_packs(packs)?;
+        let rebuild = site.run(program, &["-q", "rebuild-catalog"])?;
+        println!(
+            "{packs:5}  {:8}  {:9.2}  {:10.2}  {:6}  {:10}",
+            packs * PACK_CHUNKS,
+            rebuild.took.as_secs_f64(),
+            rebuild.of_cores.as_secs_f64(),
+            rebuild.memory_kib >> 10,
+            fs::metadata(site.repository().join("catalog.sqlite"))?.len() >> 20,
+        );
+    }
+    Ok(())
+}
+
+/// A directory with a repository and a configuration.
+struct Site {
+    directory: tempfile::TempDir,
+}
+
+/// What a run of the program took.
+struct Spent {
+    took: Duration,
+    /// On all cores together.
+    of_cores: Duration,
+    memory_kib: u64,
+}
+
+impl Site {
+    fn new() -> Result<Self> {
+        let directory = tempfile::Builder::new()
+            .prefix("barmanfs-growth-")
+            .tempdir_in("/var/tmp")?;
+        let site = Self { directory };
+        let text = format!(
+            "[barmanfs]\nrepository = {}\n[main]\nconninfo = host=/nowhere\n",
+            site.repository().display()
+        );
+        fs::write(site.config(), text)?;
+        Repository::create(&site.repository(), CreateOptions::default())?;
+        Ok(site)
+    }
+
+    fn repository(&self) -> PathBuf {
+        self.directory.path().join("repository")
+    }
+
+    fn config(&self) -> PathBuf {
+        self.directory.path().join("barmanfs.conf")
+    }
+
+    fn back_up(&self, backups: u64) -> Result<()> {
+        let repository = Repository::open(&self.repository())?;
+        let mut last = None;
+        for number in 0..backups {
+            last = Some(back_up(&repository, number, last.as_ref())?);
+        }
+        Ok(())
+    }
+
+    fn fill_packs(&self, packs: u64) -> Result<()> {
+        let storage = LocalPacks::open(&self.repository().join("packs"))?;
+        let frame = Frame {
+            encoding: Encoding::Stored,
+            bytes: vec![0],
+        };
+        for pack in 0..packs {
+            let mut writer = PackWriter::begin(&storage)?;
+            for chunk in 0..PACK_CHUNKS {
+                let id = ChunkId::of(&(pack * PACK_CHUNKS + chunk).to_le_bytes());
+                writer.append(id, 1, None, &frame)?;
+            }
+            writer.close()?;
+        }
+        Ok(())
+    }
+
+    fn run(&self, program: &Path, words: &[&str]) -> Result<Spent> {
+        let began = Instant::now();
+        let mut child = Command::new(program)
+            .arg("-c")
+            .arg(self.config())
+            .args(words)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .with_context(|| format!("Cannot run {}", program.display()))?;
+        let mut spent = Spent {
+            took: Duration::ZERO,
+            of_cores: Duration::ZERO,
+            memory_kib: 0,
+        };
+        let status = loop {
+            spent.look_at(&child);
+            if let Some(status) = child.try_wait()? {
+                break status;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        };
+        spent.took = began.elapsed();
+        if !status.success() {
+            bail!("{} ended with {status}", words.join(" "));
+        }
+        Ok(spent)
+    }
+}
+
+impl Spent {
+    /// What the kernel says about a process; it says nothing about one that has ended.
+    fn look_at(&mut self, child: &Child) {
+        let of = |file: &str| fs::read_to_string(format!("/proc/{}/{file}", child.id())).unwrap_or_default();
+        let status = of("status");
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let peak = peak.and_then(|peak| peak.split_whitespace().next()?.parse().ok());
+        self.memory_kib = self.memory_kib.max(peak.unwrap_or(0));
+        // Fields 14 and 15, in hundredths of a second; the name before them may have spaces.
+        let stat = of("stat");
+        let behind_name = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+        let ticks: u64 = behind_name
+            .split(' ')
+            .skip(11)
+            .take(2)
+            .filter_map(|field| field.parse::<u64>().ok())
+            .sum();
+        self.of_cores = self.of_cores.max(Duration::from_millis(ticks * 10));
+    }
+}
+
+fn back_up(repository: &Repository, number: u64, last: Option<&Backup>) -> Result<Backup> {
+    let server: ServerName = "main".parse()?;
+    let mut run = repository.writer("growth")?.begin_backup(
+        &server,
+        NewBackup {
+            label: None,
+            system_id: SystemId(7_710_414_268_036_822_209),
+            server_version: ServerVersion(180_004),
+            segment_size: SegmentSize::MIN,
+            wal_included: true,
+            fork: None,
+            timezone: None,
+        },
+    )?;
+    let trees = repository.trees();
+    for file in 0..WINDOWS.div_ceil(FILE_WINDOWS) {
+        let path = format!("base/5/{}", 16_384 + file);
+        let windows = file * FILE_WINDOWS..WINDOWS.min((file + 1) * FILE_WINDOWS);
+        let bytes = (windows.end - windows.start) * u64::from(WINDOW_BYTES);
+        let base = match last.and_then(|last| last.root.as_ref()) {
+            Some(root) => trees.find(&root.directory, path.as_bytes())?,
+            None => None,
+        };
+        let base = base.and_then(|entry| match entry.node {
+            Node::File(map) => Some((&trees, map)),
+            _ => None,
+        });
+        let base = base.as_ref().map(|(trees, map)| (*trees, map));
+        let tree = run.tree()?;
+        let mut sink = tree.composed_file(path.as_bytes(), ATTRIBUTES, bytes, WINDOW_BYTES, base, bytes)?;
+        let begin = windows.start;
+        for window in windows {
+            if number == 0 || is_changed(window, number) {
+                let offset = (window - begin) * u64::from(WINDOW_BYTES);
+                sink.block(offset, &content(window, number))?;
+            }
+        }
+        sink.finish()?;
+    }
+    run.end_tree(ATTRIBUTES)?;
+    Ok(run.finish(BackupEnd {
+        start_lsn: Lsn(SegmentSize::MIN.bytes() + 40),
+        stop_lsn: Lsn(SegmentSize::MIN.bytes() + 4096),
+        timeline: TimelineId(1),
+        data_checksums: Some(true),
+        tablespaces: Vec::new(),
+        sent_bytes: 1,
+        checksum_failures: Vec::new(),
+        from_standby: false,
+    })?)
+}
+
+/// Spread over all maps, as changes of a database are.
+fn is_changed(window: u64, number: u64) -> bool {
+    let mixed = (window + number * WINDOWS).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+    mixed.is_multiple_of(CHANGED)
+}
+
+fn content(window: u64, number: u64) -> Vec<u8> {
+    let mut bytes = vec![0; WINDOW_BYTES as usize];
+    let own = (number * WINDOWS + window + 1).to_le_bytes();
+    bytes.iter_mut().zip(own).for_each(|(byte, own)| *byte = own);
+    bytes
+}
