@@ -256,7 +256,7 @@ fn wal_of_past_days_is_merged(install: &'static Install) {
     assert!(site.json(&["sweep"])["merged_packs"] == 0, "The day is not over");
     let usual = began.elapsed() * 3;
     for _ in 0..6 {
-        let mut child = clock.command(&site, &["sweep"]).spawn().unwrap();
+        let mut child = clock.command(&site, &["-q", "sweep"]).spawn().unwrap();
         std::thread::sleep(random.duration_below(usual));
         let _ = child.kill();
         wait(&mut child, COMMAND_LIMIT).expect("a killed process ends");
