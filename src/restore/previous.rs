@@ -28,6 +28,9 @@ const MAX_SMALL_BYTES: u64 = 1 << 20;
 /// Where a start from a backup begins. It is there until the first start.
 const LABEL: &str = "backup_label";
 
+/// How a backup over a connection is made: its label is never in the directory of the server itself.
+const STREAMED: &str = "streamed";
+
 /// With these files a server recovers. Its promotion removes them.
 const SIGNALS: [&str; 2] = ["standby.signal", "recovery.signal"];
 
@@ -63,7 +66,7 @@ impl Previous {
     /// When its files cannot be read.
     pub(crate) fn examine(data: &Path, route: &TimelineHistory) -> Result<Self, Error> {
         let control = instance::control(data)?;
-        let was_started = !awaits_start(data, &control)?;
+        let was_started = !awaits_start(data, control.system_id)?;
         let is_in_recovery = matches!(
             control.state,
             ClusterState::ShutDownInRecovery | ClusterState::InArchiveRecovery
@@ -99,27 +102,33 @@ impl Previous {
 /// Whether a backup was copied there and no server was started since: it has written nothing of its own. `pg_control` is
 /// still that of the server that was backed up. The first start renames `backup_label`, after it has written `pg_control`.
 ///
-/// Before PostgreSQL 15, a primary had a `backup_label` during an exclusive backup. So the label alone does not count: there
-/// must be a file for a recovery, which a primary does not have, or the label must be the one that a restore has written.
-fn awaits_start(data: &Path, control: &ControlFile) -> Result<bool, Error> {
+/// Before PostgreSQL 15, a primary had a `backup_label` during an exclusive backup, and has it still when it failed then.
+/// That somebody has added a file for a recovery, so that it starts as a standby, does not undo what it has written. So only
+/// the label of a backup over a connection, which no primary has, counts with such a file; any other label must be the one
+/// that a restore has written. In doubt the directory was started: then what it would lose is shown.
+fn awaits_start(data: &Path, system_id: SystemId) -> Result<bool, Error> {
     let Some(label) = small_file(&data.join(LABEL))? else {
         return Ok(false);
     };
+    let Ok(label) = BackupLabel::parse(&label) else {
+        return Ok(false);
+    };
+    let is_never_of_a_primary = label.method.as_deref() == Some(STREAMED);
     for signal in SIGNALS {
         let path = data.join(signal);
         if path
             .try_exists()
             .map_err(|error| failed("look at", &path, error))?
+            && is_never_of_a_primary
         {
             return Ok(true);
         }
     }
-    let (Ok(label), Some(restored)) = (BackupLabel::parse(&label), small_file(&data.join(DESCRIPTION))?)
-    else {
+    let Some(restored) = small_file(&data.join(DESCRIPTION))? else {
         return Ok(false);
     };
     let restored: Restored = serde_json::from_slice(&restored).unwrap_or_default();
-    Ok(restored.system_id == Some(control.system_id) && restored.first_segment == Some(label.start_segment))
+    Ok(restored.system_id == Some(system_id) && restored.first_segment == Some(label.start_segment))
 }
 
 /// What a restore has written of itself.
@@ -252,6 +261,42 @@ mod tests {
             .map(|(timeline, lsn)| format!("{timeline}\t{}\tno reason\n", Lsn(*lsn)));
         let text: String = lines.collect();
         TimelineHistory::parse(text.as_bytes(), TimelineId(timeline)).unwrap()
+    }
+
+    #[test]
+    fn only_what_no_primary_has_says_that_nothing_was_started() {
+        let dir = tempfile::tempdir().unwrap();
+        let put = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+        let label = |method: &str| {
+            format!(
+                "START WAL LOCATION: 0/2000028 (file 000000010000000000000002)\nCHECKPOINT LOCATION: 0/2000060\n\
+                 BACKUP METHOD: {method}\nBACKUP FROM: primary\nSTART TIMELINE: 1\n"
+            )
+        };
+        let awaits_start = || awaits_start(dir.path(), SystemId(7)).unwrap();
+        assert!(!awaits_start(), "there is no label");
+        for method in [STREAMED, "pg_start_backup"] {
+            put(LABEL, &label(method));
+            assert!(!awaits_start(), "{method}: nothing tells it from a primary");
+        }
+        // A primary that failed during an exclusive backup, and is to be a standby.
+        put("standby.signal", "");
+        assert!(!awaits_start());
+        put(
+            DESCRIPTION,
+            r#"{"system_id": "7", "first_segment": "000000010000000000000001"}"#,
+        );
+        assert!(!awaits_start(), "the label of another backup");
+        put(
+            DESCRIPTION,
+            r#"{"system_id": "7", "first_segment": "000000010000000000000002"}"#,
+        );
+        assert!(awaits_start(), "an exclusive backup that was restored");
+        std::fs::remove_file(dir.path().join(DESCRIPTION)).unwrap();
+        put(LABEL, &label(STREAMED));
+        assert!(awaits_start());
+        put(LABEL, "nonsense");
+        assert!(!awaits_start());
     }
 
     #[test]
