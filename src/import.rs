@@ -8,10 +8,12 @@
 //! An import can be repeated: a backup that is here, with its start and its system, is not read again. What cannot be
 //! taken is named ([`LeftOut`]) and stops nothing behind it.
 
+mod allowance;
 pub(crate) mod backups;
 pub(crate) mod barman;
 mod changed;
 mod composed;
+pub(crate) mod data_directory;
 pub(crate) mod directory;
 pub(crate) mod gpg;
 mod intake;
@@ -56,6 +58,26 @@ pub(crate) trait Source {
     /// When they cannot be read, are not whole, or cannot be stored. The import goes on with the next backup unless the
     /// repository failed.
     fn read(&mut self, backup: &ForeignBackup, intake: &mut Intake<'_>) -> Result<Arrived, Error>;
+
+    /// Refuses to delete anything, unless its backups are nobody's but the user's.
+    ///
+    /// # Errors
+    /// Where another tool keeps them, which has to know of it, or a server may be started on them.
+    fn can_delete(&self) -> Result<(), Error> {
+        Err(Error::usage(format!(
+            "--move does not delete from {}: it is for what pg_basebackup or 'barman export-backup' has written",
+            self.described()
+        ))
+        .hint("What a tool keeps is deleted by that tool: barman delete, pgbackrest expire, wal-g delete"))
+    }
+
+    /// Deletes one of its backups, which is here and whole.
+    ///
+    /// # Errors
+    /// When it is not what it was, or cannot be deleted.
+    fn delete(&mut self, _backup: &ForeignBackup) -> Result<(), Error> {
+        self.can_delete()
+    }
 
     /// Its WAL: history files first, then by name. What cannot be used is an item of its own. `spool` is a directory for copies
     /// that are needed on the way.
@@ -177,6 +199,8 @@ pub(crate) struct ForeignBackup {
     pub(crate) keep: Option<KeepTarget>,
     /// Where the backup starts that its files `INCREMENTAL.*` build on.
     pub(crate) parent_start: Option<(Lsn, TimelineId)>,
+    /// Whether the server was stopped: there is no label, and recovery begins at the checkpoint of the control file.
+    pub(crate) is_cold: bool,
     /// Bytes of its files, if the source says that.
     pub(crate) size_bytes: Option<u64>,
 }

@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 topic! {
     edges what_pg_basebackup_has_written_is_what_is_here,
     once what_is_damaged_never_looks_whole,
+    once what_is_moved_is_here_and_nowhere_else,
+    edges a_stopped_data_directory_becomes_a_backup,
     once manifests_with_any_checksum_are_compared,
 }
 
@@ -262,4 +264,173 @@ fn manifests_with_any_checksum_are_compared(install: &'static Install) {
     assert!(run.all().contains("no checksums"), "{run}");
     assert_eq!(site.backup_ids().len(), whole.len());
     site.ok(&["verify"]);
+}
+
+fn what_is_moved_is_here_and_nowhere_else(install: &'static Install) {
+    let (site, server) = Site::with_initdb_options(install, &["--wal-segsize=1"]);
+    server.query("CREATE TABLE rows AS SELECT 1 AS n");
+    let plain = base_backup(&site, &server, "plain", &["-X", "stream"]);
+    let tar = base_backup(&site, &server, "tar", &["-Ft", "-z", "-X", "stream"]);
+    site.write_file("tar/mine", b"a file of somebody");
+    let space = site.make_directory("space");
+    server.query(&format!("CREATE TABLESPACE fast LOCATION '{}'", space.display()));
+    let mapping = format!("{}={}", space.display(), site.path("mapped").display());
+    let linked = base_backup(&site, &server, "linked", &["-X", "stream", "-T", &mapping]);
+    // One that is not whole stays.
+    let bad = base_backup(&site, &server, "bad", &["-Ft", "-X", "stream"]);
+    site.sh(&format!(
+        "printf x | dd of='{}' bs=1 seek=700000 conv=notrunc",
+        bad.join("base.tar").display()
+    ))
+    .ok();
+    let all = [plain.as_path(), &tar, &linked, &bad];
+    let run = import(&site, &all, &["--move"]).refused(3);
+    let report = parsed(&run);
+    let deleted = |name: &Path| {
+        let backups = report["backups"].as_array().unwrap();
+        let mut found = backups
+            .iter()
+            .filter(|backup| backup["name"] == name.to_str().unwrap());
+        found.next().map(|backup| backup["source_deleted"].clone())
+    };
+    assert_eq!(deleted(&plain), Some(true.into()));
+    assert_eq!(deleted(&tar), Some(true.into()));
+    assert_eq!(deleted(&linked), Some(false.into()));
+    assert_eq!(deleted(&bad), None);
+    assert!(!plain.exists());
+    assert_eq!(site.list(&tar), ["mine"]);
+    assert!(linked.join("backup_manifest").exists() && bad.join("base.tar").exists());
+    run.says(&["stays in the source", "links"]);
+    assert_eq!(site.backups().len(), 3);
+    site.ok(&["verify", "main"]);
+    let place = server.data.display().to_string();
+    site.barmanfs(&["import", "main", "--data-directory", &place, "--move"])
+        .refused(2)
+        .says(&["barman delete"]);
+}
+
+/// What a stopped server's directory has that no backup has, and what is compared for itself.
+fn is_of_a_run(path: &str) -> bool {
+    let is_extra = ["backup_manifest", "postmaster.opts"].contains(&path);
+    let emptied = ["pg_tblspc/", "pg_wal/", "pg_notify/", "pg_subtrans/"];
+    is_extra || emptied.iter().any(|directory| path.starts_with(directory))
+}
+
+fn a_stopped_data_directory_becomes_a_backup(install: &'static Install) {
+    let (site, mut primary) = Site::with_initdb_options(install, &["--wal-segsize=1"]);
+    let space = site.make_directory("space");
+    primary.query(&format!("CREATE TABLESPACE fast LOCATION '{}'", space.display()));
+    primary.query("CREATE TABLE there TABLESPACE fast AS SELECT generate_series(1, 1000) n");
+    primary.query("CREATE TABLE rows AS SELECT 1 AS n");
+    let place = primary.data.clone();
+    let take = |options: &[&str]| {
+        let words = [
+            "import",
+            "main",
+            "--json",
+            "--data-directory",
+            place.to_str().unwrap(),
+        ];
+        site.barmanfs(&[&words, options].concat())
+    };
+    // One that runs, one that crashed, and one that somebody has cleared after that.
+    take(&[]).refused(1).says(&["postmaster.pid", "pg_ctl stop"]);
+    primary.kill();
+    take(&["--dry-run"]).refused(1).says(&["postmaster.pid"]);
+    fs::remove_file(place.join("postmaster.pid")).unwrap();
+    take(&[]).refused(1).says(&["not shut down cleanly"]);
+    primary.start();
+    primary.stop("fast");
+    starts_meanwhile(&site, &place);
+    assert_eq!(site.backup_ids(), [""; 0]);
+
+    let before = site.checksums(&place);
+    let report = parsed(&take(&[]).ok());
+    assert_eq!(report["left_out"], serde_json::json!([]));
+    assert_eq!(site.checksums(&place), before, "the source is only read");
+    let id = ids(&report).remove(0);
+    let backup = site.backups().remove(0);
+    assert_eq!(backup["status"], "DONE");
+    let mut command = primary.command("pg_controldata");
+    let stopped = run(command.env("TZ", "UTC").arg("-D").arg(&place)).ok().text();
+    let line = stopped
+        .lines()
+        .find_map(|line| line.strip_prefix("Time of latest checkpoint:"));
+    let script = format!("TZ=UTC date -d '{}' +%Y%m%dT%H%M%S", line.unwrap().trim());
+    assert_eq!(
+        site.sh(&script).ok().text().trim(),
+        id,
+        "the time of the checkpoint"
+    );
+    let stored = site.stored_bytes();
+    assert_eq!(parsed(&take(&[]).ok())["backups"][0]["state"], "present");
+    assert_eq!(site.stored_bytes(), stored, "a second import adds nothing");
+    let bindir = install.bindir.to_str().unwrap();
+    let boot = || site.ok(&["verify", "main", &id, "--boot", "--bindir", bindir]);
+    {
+        let mount = Mount::for_all(&site);
+        let raw = site.copy(&mount.path(&format!("main/raw/{id}")), "raw");
+        assert_eq!(differences(&place, &raw, &is_of_a_run), [""; 0]);
+        let inner = fs::read_dir(raw.join("pg_tblspc"))
+            .unwrap()
+            .next()
+            .unwrap()
+            .unwrap();
+        assert_eq!(differences(&space, &inner.path(), &|_| false), [""; 0]);
+        let wal = site.list(&raw.join("pg_wal"));
+        let segments: Vec<&String> = wal.iter().filter(|name| name.len() == 24).collect();
+        let [segment] = segments[..] else {
+            panic!("{wal:?}")
+        };
+        let theirs = fs::read(place.join("pg_wal").join(segment)).unwrap();
+        assert!(theirs == fs::read(raw.join("pg_wal").join(segment)).unwrap());
+        // No WAL behind it is archived: its own ends with its checkpoint.
+        boot();
+        starts(install, &site.copy(&mount.path("main/latest"), "latest"), "1");
+        site.ok(&["clone", "create", "main", "one"]);
+        let clone = mount.path("main/live/one");
+        let mut server = PgServer::on_mount(install, &clone, &site.path("one"));
+        server.start();
+        server.wait_until_promoted();
+        assert_eq!(rows(&server), "1");
+        server.stop("fast");
+    }
+    primary.start();
+    let moments = crate::common::moments::Moments::pass(&primary);
+    primary.stop("fast");
+    let then: &[&str] = &["--target-time", &moments.time, "--target-action", "promote"];
+    let own: &[&str] = &["--target-immediate", "--target-action", "promote"];
+    for (name, target, expected) in [("own", own, "1"), ("then", then, "1,2"), ("end", &[], "1,2,3,4")] {
+        let to = site.path(name);
+        site.ok(&[&["restore", "main", &id, to.to_str().unwrap()], target].concat());
+        starts(install, &to, expected);
+    }
+    boot();
+}
+
+/// Starts a copy, which has these rows.
+#[track_caller]
+fn starts(install: &'static Install, data: &Path, expected: &str) {
+    let mut copy = PgServer::on(install, data);
+    copy.start();
+    copy.wait_until_promoted();
+    assert_eq!(rows(&copy), expected, "{}", data.display());
+    assert_eq!(copy.query("SELECT sum(n) FROM there"), "500500");
+    copy.stop_and_assert_checksums();
+}
+
+/// A server that starts while its directory is read spoils the copy.
+fn starts_meanwhile(site: &Site, place: &Path) {
+    let (large, pid) = (place.join("base/large"), place.join("postmaster.pid"));
+    site.sh(&format!("truncate -s 3G '{}'", large.display())).ok();
+    let mut child = site.spawn(&["import", "main", "--data-directory", place.to_str().unwrap()]);
+    let running = site.repository().join("running");
+    crate::common::process::until("the import has begun", || {
+        fs::read_dir(&running).is_ok_and(|mut entries| entries.next().is_some())
+    });
+    fs::write(&pid, "1").unwrap();
+    let status = crate::common::process::wait(&mut child, std::time::Duration::from_secs(60)).unwrap();
+    assert_eq!(status.code(), Some(3));
+    fs::remove_file(pid).unwrap();
+    fs::remove_file(large).unwrap();
 }

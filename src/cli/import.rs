@@ -17,6 +17,8 @@ Examples:
   barmanfs import main --pg-basebackup /srv/full --pg-basebackup /srv/incremental
   barmanfs import main --pgbackrest /var/lib/pgbackrest --stanza main --cipher-passphrase-file /etc/pgbackrest.pass
   barmanfs import main --walg /var/lib/walg
+  barmanfs import main --pg-basebackup /srv/old --move
+  barmanfs import main --data-directory /srv/cold-copy
   barmanfs import main --barman-home /var/lib/barman --dry-run
   barmanfs import main --barman-home /var/lib/barman --passphrase-command 'cat /etc/barman/passphrase'
   barmanfs import main --barman-export backup-export-main-20261128T155501-20261129T080000-0123abcd.tar.gz";
@@ -38,6 +40,10 @@ pub(crate) struct ImportArgs {
     /// Which WAL to take
     #[arg(long, value_enum, default_value = "all")]
     pub(crate) wal: Extent,
+    /// Delete each backup from the source when it is here and was read again without a fault; only what pg_basebackup or
+    /// `barman export-backup` has written
+    #[arg(long = "move", conflicts_with = "dry_run")]
+    pub(crate) moves: bool,
     /// Say what would be taken, and take nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
@@ -64,6 +70,9 @@ pub(crate) struct SourceArgs {
     /// A backup that `barman export-backup` has written
     #[arg(long, value_name = "FILE")]
     pub(crate) barman_export: Option<PathBuf>,
+    /// The data directory of a server that was shut down cleanly, or a copy of it
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data_directory: Option<PathBuf>,
     /// Take nothing: print the section for the server from this configuration of Barman, `/etc/barman.conf`
     #[arg(long, value_name = "FILE")]
     pub(crate) print_config: Option<PathBuf>,

@@ -1,5 +1,7 @@
 //! `barmanfs import`.
 
+mod moved;
+
 use std::path::Path;
 
 use barmanfs_catalog::{Backup, ServerName};
@@ -13,6 +15,7 @@ use crate::error::{Error, Outcome};
 use crate::import::backups::{Importer, Taken};
 use crate::import::barman::configuration;
 use crate::import::barman::{BarmanHome, Options, Tarball};
+use crate::import::data_directory::DataDirectory;
 use crate::import::gpg::Passphrase;
 use crate::import::passphrase;
 use crate::import::pg_basebackup::BaseBackups;
@@ -31,6 +34,9 @@ pub(crate) fn run(app: &mut App, args: &ImportArgs) -> Result<Outcome, Error> {
     }
     let server = server(app, &args.server)?;
     let mut source = open(args)?;
+    if args.moves {
+        source.can_delete()?;
+    }
     let Listing { backups, left_out } = source.backups()?;
     let chosen = choose(backups, &left_out, &args.backups)?;
     let mut report = Import {
@@ -85,7 +91,11 @@ fn take(
     let (totals, left_out) = wal::take(source, here, args.wal, &signals, importer.quiet)?;
     report.wal = Some(totals);
     report.left_out.extend(left_out.into_iter().map(NotTaken::from));
-    chosen.iter().try_for_each(|backup| importer.keep(backup))
+    chosen.iter().try_for_each(|backup| importer.keep(backup))?;
+    match args.moves {
+        true => moved::delete(here, source, chosen, report, importer.quiet),
+        false => Ok(()),
+    }
 }
 
 /// Prints the section for the server that Barman's configuration gives.
@@ -128,6 +138,9 @@ fn open(args: &ImportArgs) -> Result<Box<dyn Source>, Error> {
     if let Some(storage) = &source.walg {
         let passphrase = gpg_passphrase(&args.barman)?;
         return Ok(Box::new(WalG::new(storage.clone(), passphrase)));
+    }
+    if let Some(place) = &source.data_directory {
+        return Ok(Box::new(DataDirectory::new(place.clone())));
     }
     let options = &args.pgbackrest;
     let Some((repository, stanza)) = source.pgbackrest.clone().zip(options.stanza.clone()) else {
@@ -254,8 +267,13 @@ fn print(out: &mut Output, report: &Import) -> Result<(), Error> {
             ),
             _ => String::new(),
         };
+        let deleted = if backup.source_deleted {
+            ", deleted from the source"
+        } else {
+            ""
+        };
         out.line(format_args!(
-            "{}: {}{here}{size}{read}",
+            "{}: {}{here}{size}{read}{deleted}",
             output::printable(backup.name.as_bytes()),
             backup.state
         ))?;

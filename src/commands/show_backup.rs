@@ -183,6 +183,7 @@ fn about_the_content(facts: &mut Facts, backup: &Backup, missing: &[SegmentName]
     let source = match &backup.cloned_from {
         Some(clone) => format!("the clone {}", clone.name),
         None if backup.from_standby => "a standby".to_owned(),
+        None if backup.was_shut_down() => "a server that was shut down".to_owned(),
         None => "the primary".to_owned(),
     };
     facts.add("Taken from", source);

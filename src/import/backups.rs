@@ -11,7 +11,7 @@ use barmanfs_catalog::{
 };
 use barmanfs_pg::backup_label::BackupLabel;
 use barmanfs_pg::backup_manifest::WalRange;
-use barmanfs_pg::pg_control::{ControlError, ControlFile};
+use barmanfs_pg::pg_control::{ClusterState, ControlError, ControlFile};
 use barmanfs_pg::wal_name::{SegmentName, segments_between};
 use barmanfs_pg::wal_scan::Wholeness;
 use barmanfs_store::{Attributes, DirectoryRef, FileMap, TreeReader};
@@ -99,6 +99,7 @@ impl Importer<'_> {
             name: backup.name.clone(),
             begin_time: backup.begin_time,
             end_time: backup.end_time,
+            shut_down: backup.is_cold,
         };
         let writer = self.repository.writer(&format!("import of {}", self.server))?;
         let mut run = writer.begin_import(self.server, new, import)?;
@@ -214,9 +215,15 @@ impl Importer<'_> {
         read_bytes: u64,
     ) -> Result<BackupEnd, Error> {
         let (trees, root) = (files.trees, files.root);
-        let label = read_label(trees, root)?;
-        check_label(backup, &label)?;
         let control = read_control(trees, root, backup)?;
+        let from_standby = match backup.is_cold {
+            true => check_cold(backup, control.as_ref()).map(|()| false)?,
+            false => {
+                let label = read_label(trees, root)?;
+                check_label(backup, &label)?;
+                label.from.as_deref() == Some("standby")
+            }
+        };
         let is_included = has_wal(trees, root, backup)?;
         let (mut content, size_bytes) = self.manifest(backup, arrived.manifest, files)?;
         let attributes = manifest_attributes(arrived.root);
@@ -233,7 +240,7 @@ impl Importer<'_> {
             tablespaces: arrived.tablespaces,
             sent_bytes: read_bytes,
             checksum_failures: Vec::new(),
-            from_standby: label.from.as_deref() == Some("standby"),
+            from_standby,
         })
     }
 
@@ -293,6 +300,18 @@ impl Importer<'_> {
         }
         let why = format!("kept where it was imported from, at {}", moment::now());
         Ok(self.repository.keep_backup(&backup, target, None, Some(why))?)
+    }
+}
+
+/// A backup without a label begins where its control file says, which must be as it was when the server was stopped.
+fn check_cold(backup: &ForeignBackup, control: Option<&ControlFile>) -> Result<(), Error> {
+    let is_same = |control: &ControlFile| {
+        control.state == ClusterState::ShutDown
+            && (control.redo, control.timeline) == (backup.start_lsn, backup.timeline)
+    };
+    match control.is_some_and(is_same) {
+        true => Ok(()),
+        false => Err(Error::failed("its control file changed while it was read")),
     }
 }
 

@@ -7,6 +7,7 @@ use std::path::Path;
 use barmanfs_catalog::{Repository, ServerName};
 use barmanfs_store::{Attributes, DirectoryRef, FileMap, TreeReader};
 
+use super::allowance::Allowance;
 use super::composed::Composed;
 use super::own_wal::OwnWal;
 use super::{Identity, manifest};
@@ -37,6 +38,8 @@ pub(crate) struct Intake<'a> {
     pub(super) shared_bytes: u64,
     pub(super) total_bytes: Option<u64>,
     wal: OwnWal,
+    /// What archives may still hold.
+    allowance: Allowance,
     /// Whether the present member of an archive is not stored.
     is_passed_over: bool,
     /// The imported backup that files were taken over from last.
@@ -81,6 +84,7 @@ impl<'a> Intake<'a> {
             shared_bytes: 0,
             total_bytes,
             wal,
+            allowance: Allowance::default(),
             is_passed_over: false,
             other: None,
             composed: Vec::new(),
@@ -99,17 +103,19 @@ impl<'a> Intake<'a> {
         ROOT_MODE
     }
 
-    /// Prepares for the checksums of this manifest, before any file. A manifest that is known only later is checked by reading
+    /// Prepares for the checksums and sizes of this manifest, before any file. A manifest that is known only later is checked by reading
     /// back what was stored.
     ///
     /// # Errors
     /// When it cannot be read.
     pub(crate) fn expect(&mut self, manifest: &mut File) -> Result<(), Error> {
-        let found = manifest::sha2(manifest);
-        let found = found.map_err(|error| Error::failed(format!("Cannot read backup_manifest: {error}")))?;
-        if let Some(algorithm) = found {
+        let outline = manifest::outline(manifest);
+        let outline =
+            outline.map_err(|error| Error::failed(format!("Cannot read backup_manifest: {error}")))?;
+        if let Some(algorithm) = outline.sha2 {
             self.files.sum(algorithm, manifest::CHANGED);
         }
+        self.allowance = outline.size_bytes.map(Allowance::of).unwrap_or_default();
         Ok(())
     }
 
@@ -247,6 +253,7 @@ impl<'a> Intake<'a> {
             let mut wanted = Wanted {
                 files: &mut self.files,
                 wal: &self.wal,
+                allowance: &mut self.allowance,
                 is_passed_over: &mut self.is_passed_over,
             };
             let fed = tar.feed(bytes, &mut wanted);
@@ -309,12 +316,14 @@ impl<'a> Intake<'a> {
 struct Wanted<'i, 'a> {
     files: &'i mut BackupFiles<'a>,
     wal: &'i OwnWal,
+    allowance: &'i mut Allowance,
     is_passed_over: &'i mut bool,
 }
 
 impl TarSink for Wanted<'_, '_> {
     fn entry(&mut self, entry: &TarEntry) -> Result<(), SinkError> {
         let path = self.files.path_of(entry);
+        self.allowance.take(&path, entry.size_bytes)?;
         let is_wanted = match entry.kind {
             TarKind::Directory => self.wal.has_directory(&path),
             TarKind::File | TarKind::Symlink => self.wal.has(&path),

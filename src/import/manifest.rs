@@ -258,19 +258,34 @@ fn other_sum(given: &mut File, files: &Files<'_>) -> Error {
     }
 }
 
-/// The SHA-2 that a manifest has, read off its first file; `None` if it has none. The manifest is read from its beginning on, and
-/// back to it.
-pub(super) fn sha2(manifest: &mut File) -> io::Result<Option<Sha2>> {
+/// What is known from a manifest before the files come.
+pub(super) struct Outline {
+    /// The SHA-2 that it has, by its first file; `None` if it has none.
+    pub(super) sha2: Option<Sha2>,
+    /// Size of all its files together, without those that `pg_basebackup -R` changes; `None` if it is damaged.
+    pub(super) size_bytes: Option<u64>,
+}
+
+/// Reads a manifest from its beginning on, and goes back to it.
+pub(super) fn outline(manifest: &mut File) -> io::Result<Outline> {
     manifest.rewind()?;
-    let mut found = None;
-    let _ends_early = backup_manifest::read(BufReader::new(&*manifest), &mut |file| {
-        if let Some(Checksum::Other { algorithm, .. }) = &file.checksum {
-            found = Sha2::of(algorithm);
+    let (mut sha2, mut is_first, mut size_bytes) = (None, true, 0_u64);
+    let read = backup_manifest::read(BufReader::new(&*manifest), &mut |file| {
+        if let Some(Checksum::Other { algorithm, .. }) = &file.checksum
+            && is_first
+        {
+            sha2 = Sha2::of(algorithm);
         }
-        Err(())
+        is_first = false;
+        if !CHANGED.contains(&file.path.as_slice()) {
+            size_bytes = size_bytes.saturating_add(file.size_bytes);
+        }
+        Ok::<(), std::convert::Infallible>(())
     });
     manifest.rewind()?;
-    Ok(found)
+    // What is wrong with it is said by the check at the end.
+    let size_bytes = read.is_ok().then_some(size_bytes);
+    Ok(Outline { sha2, size_bytes })
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]

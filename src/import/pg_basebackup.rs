@@ -11,23 +11,23 @@ use std::path::{Path, PathBuf};
 use barmanfs_catalog::{BackupId, Tablespace};
 use barmanfs_pg::backup_label::BackupLabel;
 use barmanfs_pg::backup_manifest::{self, ManifestSummary};
-use barmanfs_pg::pg_control::ControlFile;
 use barmanfs_pg::tablespace_map;
-use barmanfs_pg::{Lsn, ServerVersion, TimestampMicros};
+use barmanfs_pg::{Lsn, TimestampMicros};
 use barmanfs_store::open_unlinked;
 
-use super::directory::{self, Choice, cannot_read, read_small};
+use self::facts::{Facts, Listed};
+use super::directory::{self, Choice, cannot_read};
 use super::{Arrived, ForeignBackup, ForeignWal, Intake, LeftOut, Listing, Manifest, Part, Source};
 use crate::error::Error;
 use crate::output::printable;
 use crate::postgres::Archive;
 use crate::wal_transfer::compression;
 
+mod deletion;
+mod facts;
+
 /// The tool, in the record of a backup.
 const TOOL: &str = "pg_basebackup";
-
-/// The most that a label, `PG_VERSION` or `tablespace_map` may have.
-const SMALL_BYTES: u64 = 1 << 20;
 
 /// Several backups by `pg_basebackup`.
 #[derive(Debug)]
@@ -95,6 +95,14 @@ impl Source for BaseBackups {
             manifest: Manifest::Given(Box::new(manifest)),
             configuration: None,
         })
+    }
+
+    fn can_delete(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn delete(&mut self, backup: &ForeignBackup) -> Result<(), Error> {
+        deletion::delete(Path::new(&backup.name), backup)
     }
 
     fn wal(&mut self, _: &Path) -> Result<Box<dyn Iterator<Item = Result<ForeignWal, LeftOut>> + '_>, Error> {
@@ -238,14 +246,19 @@ fn describe(place: &Path) -> Result<(ForeignBackup, TablespaceMap), Error> {
         .and_then(|found| found.modified())
         .map_err(|error| cannot_read(place, &error))?;
     let mut size_bytes = 0_u64;
+    let mut listed = Listed::default();
     let summary = backup_manifest::read(BufReader::new(manifest), &mut |file| {
         size_bytes = size_bytes.saturating_add(file.size_bytes);
+        listed.file(&file);
         Ok::<(), std::convert::Infallible>(())
     });
     let summary = summary.map_err(|error| Error::failed(error.to_string()))?;
-    let facts = Facts::of(place)?;
-    let label = BackupLabel::parse(&facts.label).map_err(|error| Error::failed(error.to_string()))?;
-    let control = ControlFile::parse(&facts.control).map_err(|error| Error::failed(error.to_string()))?;
+    listed.system_id = summary.system_id;
+    let facts = match archives(place)? {
+        Some(archives) => Facts::of_archives(&archives, &listed)?,
+        None => Facts::of_directory(place)?,
+    };
+    let label = facts.label;
     let stop_lsn = stop_lsn(&summary, &label)?;
     let map = tablespace_map::parse(&facts.map).map_err(|error| Error::failed(error.to_string()))?;
     let begin_time = begin_time(&label).unwrap_or_else(|| changed.into());
@@ -258,13 +271,14 @@ fn describe(place: &Path) -> Result<(ForeignBackup, TablespaceMap), Error> {
         start_lsn: label.start_lsn,
         stop_lsn,
         timeline: label.start_timeline,
-        system_id: control.system_id,
+        system_id: facts.system_id,
         server_version: facts.version,
-        segment_size: control.segment_size,
+        segment_size: facts.segment_size,
         label: None,
         annotations: barmanfs_catalog::Annotations::new(),
         keep: None,
         parent_start: label.incremental_from,
+        is_cold: false,
         size_bytes: Some(size_bytes),
     };
     Ok((backup, map))
@@ -289,83 +303,4 @@ fn begin_time(label: &BackupLabel) -> Option<TimestampMicros> {
     let text = label.start_time.as_deref()?;
     let text = text.strip_suffix(" UTC").or_else(|| text.strip_suffix(" GMT"))?;
     format!("{}Z", text.replace(' ', "T")).parse().ok()
-}
-
-/// The small files that describe a backup.
-#[derive(Debug)]
-struct Facts {
-    label: Vec<u8>,
-    control: Vec<u8>,
-    version: ServerVersion,
-    /// `tablespace_map`; empty if there is none.
-    map: Vec<u8>,
-}
-
-/// Their paths.
-const DESCRIBING: [&str; 4] = [
-    "backup_label",
-    "global/pg_control",
-    "PG_VERSION",
-    "tablespace_map",
-];
-
-impl Facts {
-    fn of(place: &Path) -> Result<Self, Error> {
-        let files = match archives(place)? {
-            Some(archives) => small_members(&archives)?,
-            None => {
-                let mut files = HashMap::new();
-                for name in DESCRIBING {
-                    if let Some(bytes) = read_small(&place.join(name), SMALL_BYTES)? {
-                        files.insert(name, bytes);
-                    }
-                }
-                files
-            }
-        };
-        Self::from_files(files)
-    }
-
-    fn from_files(mut files: HashMap<&'static str, Vec<u8>>) -> Result<Self, Error> {
-        let mut take = |name: &str| {
-            files.remove(name).ok_or_else(|| {
-                Error::failed(format!(
-                    "It has no {name}: it is not what pg_basebackup wrote, or a server was started on it"
-                ))
-            })
-        };
-        Ok(Self {
-            label: take("backup_label")?,
-            control: take("global/pg_control")?,
-            version: ServerVersion::of_data_directory(&take("PG_VERSION")?)
-                .ok_or_else(|| Error::failed("PG_VERSION holds no version"))?,
-            map: take("tablespace_map").unwrap_or_default(),
-        })
-    }
-}
-
-/// Reads the describing files in the main archive; the control file is its last member.
-fn small_members(archives: &Archives) -> Result<HashMap<&'static str, Vec<u8>>, Error> {
-    let mut files = HashMap::new();
-    let is_main = |part: &Part| *part == Part::Files(Archive::Main);
-    let Some((_, path)) = archives.files.iter().find(|(part, _)| is_main(part)) else {
-        return Ok(files);
-    };
-    let unreadable = |error: std::io::Error| cannot_read(path, &error);
-    let mut tar = tar::Archive::new(open_archive(path)?);
-    for entry in tar.entries().map_err(unreadable)? {
-        let entry = entry.map_err(unreadable)?;
-        let name = DESCRIBING
-            .iter()
-            .find(|name| entry.path_bytes().as_ref() == name.as_bytes());
-        if let Some(name) = name {
-            let mut bytes = Vec::new();
-            entry
-                .take(SMALL_BYTES)
-                .read_to_end(&mut bytes)
-                .map_err(unreadable)?;
-            files.insert(*name, bytes);
-        }
-    }
-    Ok(files)
 }

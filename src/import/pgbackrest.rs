@@ -160,6 +160,7 @@ impl PgBackRest {
             annotations: barmanfs_catalog::Annotations::new(),
             keep: None,
             parent_start: None,
+            is_cold: false,
             size_bytes: Some(size_bytes),
         })
     }

@@ -222,6 +222,7 @@ impl WalG {
             keep: sentinel.metadata.is_permanent.then_some(KeepTarget::Standalone),
             // A delta is no incremental backup of PostgreSQL: see `Base`.
             parent_start: None,
+            is_cold: false,
             size_bytes: Some(sentinel.uncompressed_bytes),
         })
     }

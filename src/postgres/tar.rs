@@ -26,6 +26,9 @@ use header::{Header, Member};
 /// The unit of a tar archive.
 const BLOCK_BYTES: usize = 512;
 
+/// Blocks of zeros that an archive may end with. Programs fill it up to the unit of a tape, which is smaller.
+const MAX_ZERO_BLOCKS: u64 = (16 << 20) / BLOCK_BYTES as u64;
+
 /// What a member is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum TarKind {
@@ -275,6 +278,11 @@ impl TarReader {
         let block_offset = (self.offset + taken as u64).saturating_sub(BLOCK_BYTES as u64);
         let is_zero = self.block.iter().all(|&byte| byte == 0);
         match (&self.state, is_zero) {
+            (State::Ended { zero_blocks }, true) if *zero_blocks >= MAX_ZERO_BLOCKS => {
+                return Err(self
+                    .error(block_offset, "the archive does not end: zeros follow zeros")
+                    .into());
+            }
             (State::Ended { zero_blocks }, true) => {
                 self.state = State::Ended {
                     zero_blocks: zero_blocks + 1,

@@ -37,6 +37,17 @@ pub(crate) struct ImportedBackup {
     pub(crate) shared_bytes: u64,
     /// Bytes that it added to the repository.
     pub(crate) new_stored_bytes: u64,
+    /// Whether it was deleted from the source (`--move`).
+    pub(crate) source_deleted: bool,
+}
+
+impl Import {
+    /// A backup was deleted from the source.
+    pub(crate) fn deleted(&mut self, name: &str) {
+        for backup in self.backups.iter_mut().filter(|backup| backup.name == name) {
+            backup.source_deleted = true;
+        }
+    }
 }
 
 impl ImportedBackup {
@@ -50,6 +61,7 @@ impl ImportedBackup {
             read_bytes,
             shared_bytes,
             new_stored_bytes: backup.new_stored_bytes,
+            source_deleted: false,
         }
     }
 
@@ -72,6 +84,7 @@ impl ImportedBackup {
             read_bytes: 0,
             shared_bytes: 0,
             new_stored_bytes: 0,
+            source_deleted: false,
         }
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! - [`backup_info`]: `backup.info`, one `key=value` for each line, some of them Python literals ([`literal`]).
 //! - [`identity`]: `identity.json`, which says of which cluster the backups are.
+//! - [`snapshots`]: the snapshots of disks that hold a backup's data.
 //! - [`xlog_db`]: the list of archived WAL files.
 //! - [`names`]: backups, archives of tar, exported backups, WAL files.
 
@@ -9,6 +10,7 @@ pub mod backup_info;
 pub mod identity;
 pub mod literal;
 pub mod names;
+pub mod snapshots;
 pub mod xlog_db;
 
 /// A file that is not as Barman writes it.

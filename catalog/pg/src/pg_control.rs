@@ -12,6 +12,7 @@ use crate::{Lsn, SegmentSize, SystemId, TimelineId};
 #[derive(Debug, Clone, Copy)]
 struct Layout {
     version: u32,
+    checkpoint_time: usize,
     /// `max_connections`, which the other required settings follow.
     settings: usize,
     segment_bytes: usize,
@@ -24,6 +25,7 @@ struct Layout {
 const fn before_19(version: u32, crc: usize) -> Layout {
     Layout {
         version,
+        checkpoint_time: 104,
         settings: 180,
         segment_bytes: 228,
         data_checksum_version: 252,
@@ -39,6 +41,7 @@ const LAYOUTS: [Layout; 4] = [
     // The copy of the checkpoint grew, and the size of the transaction logs' pages was added.
     Layout {
         version: 1905,
+        checkpoint_time: 112,
         settings: 188,
         segment_bytes: 240,
         data_checksum_version: 264,
@@ -217,7 +220,7 @@ impl ControlFile {
             redo: Lsn(u64_field(40)?),
             timeline: TimelineId(u32_field(48)?),
             min_recovery: Lsn(u64_field(layout.settings.saturating_sub(44))?),
-            checkpoint_time: u64_field(104)?.cast_signed(),
+            checkpoint_time: u64_field(layout.checkpoint_time)?.cast_signed(),
             required_settings: RequiredSettings {
                 max_connections: u32_field(layout.settings)?,
                 max_worker_processes: u32_field(layout.settings + 4)?,
@@ -257,6 +260,7 @@ mod tests {
         for (n, offset) in (layout.settings..).step_by(4).take(5).enumerate() {
             put(offset, &(n as u32 + 1).to_le_bytes());
         }
+        put(layout.checkpoint_time, &1_795_880_000_u64.to_le_bytes());
         put(layout.segment_bytes, &(16_u32 << 20).to_le_bytes());
         put(layout.data_checksum_version, &1_u32.to_le_bytes());
         seal(&mut bytes, layout.crc);
@@ -280,6 +284,7 @@ mod tests {
             );
             assert_eq!(control.min_recovery, Lsn(0x90_1000));
             assert_eq!(control.timeline, TimelineId(2));
+            assert_eq!(control.checkpoint_time, 1_795_880_000);
             assert_eq!(control.segment_size, SegmentSize::DEFAULT);
             assert_eq!(control.data_checksum_version, 1);
             assert_eq!(

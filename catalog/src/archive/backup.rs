@@ -244,6 +244,17 @@ impl Backup {
         self.is_of_server() && self.apart.is_none()
     }
 
+    /// Whether the WAL that came with it may end exactly where it ends. A standby's does, and so does that of a server that
+    /// was shut down. A primary has completed the segment.
+    pub fn own_wal_may_end_with_it(&self) -> bool {
+        self.from_standby || self.was_shut_down()
+    }
+
+    /// Whether it is the copy of a server that was shut down.
+    pub fn was_shut_down(&self) -> bool {
+        self.imported.as_ref().is_some_and(|imported| imported.shut_down)
+    }
+
     /// The archive that holds its WAL: the server's, or that of an abandoned history.
     pub fn archive(&self) -> &ServerName {
         self.apart.as_ref().unwrap_or(&self.server)

@@ -452,8 +452,8 @@ impl Planner<'_> {
     }
 }
 
-/// The WAL that came with the backup is always there. A primary has completed its last segment. A standby's ends anywhere
-/// behind the backup's end: more than that is not certain, and less does not count, even if it was received since.
+/// The WAL that came with the backup is always there. A primary has completed its last segment. A standby's, or that of
+/// a server that was shut down, ends anywhere behind the backup's end: more than that is not certain, and less does not count, even if it was received since.
 fn at_least_own(start: &Start, route: &Route, end: End) -> End {
     let backup = &start.backup;
     let last = route.number_before(start.stop);
@@ -464,7 +464,7 @@ fn at_least_own(start: &Start, route: &Route, end: End) -> End {
             ..end
         };
     }
-    let lsn = match backup.from_standby {
+    let lsn = match backup.own_wal_may_end_with_it() {
         true => start.stop,
         false => route.start(last.saturating_add(1)),
     };
@@ -477,10 +477,10 @@ fn at_least_own(start: &Start, route: &Route, end: End) -> End {
 }
 
 /// The first segment that the archive must have for a recovery past the backup: the backup may include its own WAL. A
-/// backup of a standby has only the beginning of the segment in which it stops.
+/// backup of a standby, or of a server that was shut down, has only the beginning of the segment in which it stops.
 fn archived_from(start: &Start, route: &Route) -> u64 {
     let last = route.number_before(start.stop);
-    match (start.backup.wal_included, start.backup.from_standby) {
+    match (start.backup.wal_included, start.backup.own_wal_may_end_with_it()) {
         (true, false) => last + 1,
         (true, true) => last,
         (false, _) => route.number(start.start),

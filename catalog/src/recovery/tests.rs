@@ -12,7 +12,7 @@ use barmanfs_store::{Attributes, DirectoryRef};
 use proptest::prelude::*;
 
 use super::*;
-use crate::archive::backup::{Backup, BackupKind, BackupRoot, BackupStatus};
+use crate::archive::backup::{Backup, BackupKind, BackupRoot, BackupStatus, Imported};
 use crate::archive::wal::WalFile;
 use crate::home::settings::CreateOptions;
 use crate::index::records::{self, Kind};
@@ -825,19 +825,42 @@ fn now_includes_the_segment_being_received() {
     );
 }
 
-/// A standby has only the beginning of the segment in which its backup stops: what follows needs the whole segment.
+/// Whose own WAL a backup has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    Primary,
+    Standby,
+    ShutDown,
+}
+
+impl Origin {
+    /// A backup that has its own WAL.
+    fn backup(self, server: &ServerName, model: &ModelBackup) -> Backup {
+        let imported = Imported {
+            tool: "a stopped server".to_owned(),
+            name: "/srv/cold".to_owned(),
+            imported_at: model.begin,
+            shut_down: true,
+        };
+        Backup {
+            wal_included: true,
+            from_standby: self == Self::Standby,
+            imported: (self == Self::ShutDown).then_some(imported),
+            ..complete(server, model)
+        }
+    }
+}
+
+/// A standby, or a server that was shut down, has only the beginning of the segment in which its backup stops: what follows
+/// needs the whole segment.
 #[test]
 fn a_standbys_own_wal_only_reaches_the_end_of_its_backup() {
     let (world, _) = small_world();
     let model = &world.backups[0];
     let stop_in = number(Lsn(model.stop.0 - 1));
-    let planned = |from_standby: bool, first: u64, target: &Target| {
+    let planned = |origin: Origin, first: u64, target: &Target| {
         let archive = Archive::new();
-        let backup = Backup {
-            wal_included: true,
-            from_standby,
-            ..complete(&archive.server, model)
-        };
+        let backup = origin.backup(&archive.server, model);
         let record = records::record(Kind::Backup, &backup).unwrap();
         archive.writer.write_records(vec![record]).unwrap();
         for segment in world.logs[&1].segments() {
@@ -851,14 +874,16 @@ fn a_standbys_own_wal_only_reaches_the_end_of_its_backup() {
             .ok()
     };
     let later = Target::Name(NAMES[0].to_owned());
-    for from_standby in [false, true] {
-        assert_eq!(planned(from_standby, u64::MAX, &Target::Immediate), Some(stop_in));
-        assert_eq!(planned(from_standby, u64::MAX, &Target::Now), Some(stop_in));
-        assert!(planned(from_standby, stop_in, &later).is_some_and(|last| last > stop_in));
+    for origin in [Origin::Primary, Origin::Standby, Origin::ShutDown] {
+        assert_eq!(planned(origin, u64::MAX, &Target::Immediate), Some(stop_in));
+        assert_eq!(planned(origin, u64::MAX, &Target::Now), Some(stop_in));
+        assert!(planned(origin, stop_in, &later).is_some_and(|last| last > stop_in));
     }
-    assert!(planned(false, stop_in + 1, &later).is_some());
-    assert_eq!(planned(true, stop_in + 1, &later), None);
-    assert_eq!(planned(true, stop_in + 1, &Target::Now), Some(stop_in));
+    assert!(planned(Origin::Primary, stop_in + 1, &later).is_some());
+    for origin in [Origin::Standby, Origin::ShutDown] {
+        assert_eq!(planned(origin, stop_in + 1, &later), None);
+        assert_eq!(planned(origin, stop_in + 1, &Target::Now), Some(stop_in));
+    }
 }
 
 /// What was received behind a backup's end is safe only as far as it is here, and the rest of a segment is not.
@@ -868,13 +893,9 @@ fn now_from_a_standbys_own_wal_ends_where_its_wal_ends() {
     let model = &world.backups[0];
     let stop_in = number(Lsn(model.stop.0 - 1));
     let stop_at = (model.stop.0 % SIZE.bytes()) as usize;
-    let newest = |from_standby: bool, archived: &dyn Fn(u64) -> bool, received: usize| {
+    let newest = |origin: Origin, archived: &dyn Fn(u64) -> bool, received: usize| {
         let archive = Archive::new();
-        let backup = Backup {
-            wal_included: true,
-            from_standby,
-            ..complete(&archive.server, model)
-        };
+        let backup = origin.backup(&archive.server, model);
         let record = records::record(Kind::Backup, &backup).unwrap();
         archive.writer.write_records(vec![record]).unwrap();
         let segments = world.logs[&1].segments();
@@ -898,17 +919,19 @@ fn now_from_a_standbys_own_wal_ends_where_its_wal_ends() {
     let (none, before) = (|_| false, |number| number < stop_in);
     let whole = Lsn((stop_in + 1) * SIZE.bytes());
     assert_eq!(
-        newest(false, &none, 0),
+        newest(Origin::Primary, &none, 0),
         (whole, false),
         "a primary left its last segment"
     );
-    assert_eq!(newest(true, &none, 0), (model.stop, false));
-    assert_eq!(newest(true, &before, 0), (model.stop, false));
-    // What was received so far has less than the backup.
-    assert_eq!(newest(true, &none, stop_at / 2), (model.stop, false));
-    let (more, receiving) = newest(true, &none, SIZE.bytes() as usize - 8192);
-    assert!(receiving && more > model.stop && more < whole, "{more}");
-    assert!(newest(true, &|_| true, 0).0 > whole);
+    for origin in [Origin::Standby, Origin::ShutDown] {
+        assert_eq!(newest(origin, &none, 0), (model.stop, false));
+        assert_eq!(newest(origin, &before, 0), (model.stop, false));
+        // What was received so far has less than the backup.
+        assert_eq!(newest(origin, &none, stop_at / 2), (model.stop, false));
+        let (more, receiving) = newest(origin, &none, SIZE.bytes() as usize - 8192);
+        assert!(receiving && more > model.stop && more < whole, "{more}");
+        assert!(newest(origin, &|_| true, 0).0 > whole);
+    }
 }
 
 #[test]

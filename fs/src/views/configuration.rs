@@ -143,14 +143,15 @@ fn block_of_a_clone(backup: &Backup, overrides: &[Override]) -> Vec<u8> {
 }
 
 /// Whether the copy replays all the WAL in it. The backup's end cannot be a target for PostgreSQL then: the WAL of a
-/// backup from a standby may end exactly there, and a target is only reached by a later record.
+/// backup from a standby, or of a server that was shut down, may end exactly there, and a target is only reached by a later
+/// record.
 fn replays_its_wal(backup: &Backup, recovery: Option<&Recovery>) -> bool {
     let to_its_end = |recovery: &Recovery| {
         backup.wal_included
             && recovery.plan.spec.target == Target::Immediate
             && recovery.action == Action::Promote
     };
-    backup.from_standby && recovery.is_none_or(to_its_end)
+    backup.own_wal_may_end_with_it() && recovery.is_none_or(to_its_end)
 }
 
 /// Removes a clone's block from the end of a text.

@@ -9,6 +9,7 @@ use barmanfs_catalog::KeepTarget;
 use barmanfs_foreign::barman::backup_info::{self, BackupInfo, Moment, Status, Tablespace};
 use barmanfs_foreign::barman::identity::{self, Identity};
 use barmanfs_foreign::barman::names::{BackupId, KeepMark, MetaKind, MetaName, TarName};
+use barmanfs_foreign::barman::snapshots::Snapshots;
 use barmanfs_pg::SystemId;
 use jiff::tz::TimeZone;
 
@@ -200,10 +201,8 @@ impl Reader<'_> {
             Status::WaitingForWals if self.options.with_waiting => {}
             status => return Err(LeftOut::expected(id.as_str(), format!("its status is {status}"))),
         }
-        if info.is_snapshot {
-            return Err(problem(
-                "its data is in snapshots of disks, not in the home".to_owned(),
-            ));
+        if let Some(snapshots) = &info.snapshots {
+            return Err(problem(in_snapshots(snapshots, &info, &place)));
         }
         let layout = layout(&place).map_err(|error| problem(error.to_string()))?;
         if let Layout::Archives(files) = &layout {
@@ -274,6 +273,20 @@ impl Reader<'_> {
     }
 }
 
+/// What a person does with a backup whose data is in a cloud: only the snapshots' disks have it.
+fn in_snapshots(snapshots: &Snapshots, info: &BackupInfo, place: &Path) -> String {
+    let end = info
+        .end_lsn
+        .map_or_else(|| "LSN".to_owned(), |lsn| lsn.to_string());
+    let data = info.data_directory.as_deref().unwrap_or("DIR");
+    format!(
+        "its data is in snapshots of disks ({snapshots}). Mount disks that are made of them, then take it with 'barmanfs \
+         backup SERVER --from DIR --backup-label {} --stop-lsn {end}', where DIR is what was {} on the server",
+        place.join("data/backup_label").display(),
+        printable(data.as_bytes())
+    )
+}
+
 /// The backup that a description is of.
 pub(super) fn foreign(
     id: &BackupId,
@@ -304,6 +317,7 @@ pub(super) fn foreign(
         annotations: barmanfs_catalog::Annotations::new(),
         keep: None,
         parent_start: None,
+        is_cold: false,
         size_bytes: info.size_bytes,
     })
 }

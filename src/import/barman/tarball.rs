@@ -205,6 +205,17 @@ impl Source for Tarball {
         reader.finish(intake)
     }
 
+    fn can_delete(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn delete(&mut self, _backup: &ForeignBackup) -> Result<(), Error> {
+        // It is still the file of this name.
+        self.check_name()?;
+        std::fs::remove_file(&self.path)
+            .map_err(|error| Error::failed(format!("{} cannot be deleted: {error}", self.path.display())))
+    }
+
     fn wal(
         &mut self,
         spool: &Path,

@@ -13,6 +13,7 @@ use jiff::tz::TimeZone;
 
 use super::literal::Literal;
 use super::names::BackupId;
+use super::snapshots::Snapshots;
 use super::{BadFile, shown};
 
 /// More than such a file ever has: its longest value is a list of included files.
@@ -67,8 +68,8 @@ pub struct BackupInfo {
     pub data_checksums: Option<bool>,
     /// The backup on which an incremental one builds.
     pub parent: Option<BackupId>,
-    /// Whether the data is in snapshots of disks.
-    pub is_snapshot: bool,
+    /// The snapshots of disks that the data is in, if it is in such.
+    pub snapshots: Option<Snapshots>,
     /// Barman's own measure of its size.
     pub size_bytes: Option<u64>,
     /// Keys that are not read here.
@@ -182,7 +183,7 @@ impl BackupInfo {
             included_files: fields.optional("included_files", texts)?.unwrap_or_default(),
             data_checksums: fields.text("data_checksums").map(|text| text == "on"),
             parent: fields.parsed("parent_backup_id")?,
-            is_snapshot: fields.text("snapshots_info").is_some(),
+            snapshots: fields.text("snapshots_info").map(|text| Snapshots::parse(&text)),
             size_bytes: fields.parsed("size")?,
             other: fields.rest(),
         };
@@ -376,8 +377,8 @@ mod tests {
         );
         assert_eq!(info.hba_file.as_deref(), Some("/etc/postgresql/main/pg_hba.conf"));
         assert_eq!(
-            (info.data_checksums, info.parent, info.is_snapshot),
-            (Some(true), None, false)
+            (info.data_checksums, info.parent, info.snapshots),
+            (Some(true), None, None)
         );
         assert_eq!(info.other["server_name"], "main");
         assert!(!info.other.contains_key("children_backup_ids"), "it was None");

@@ -62,6 +62,16 @@ impl Literal {
         }
     }
 
+    /// The value of a key, if it is a dictionary that has it.
+    #[must_use]
+    pub fn value_of(&self, key: &str) -> Option<&Self> {
+        let Self::Dict(entries) = self else { return None };
+        let mut entries = entries.iter();
+        entries
+            .find(|(name, _)| name.as_text() == Some(key))
+            .map(|(_, value)| value)
+    }
+
     /// The elements, if it is a list or a tuple.
     #[must_use]
     pub fn as_list(&self) -> Option<&[Self]> {

@@ -14,6 +14,9 @@ pub struct Imported {
     pub name: String,
     /// When it was imported.
     pub imported_at: TimestampMicros,
+    /// Whether its server was shut down: then it has no label, and its recovery begins at the shutdown checkpoint.
+    #[serde(default)]
+    pub shut_down: bool,
 }
 
 /// What is known of a backup that is about to be imported, beyond what is known of any.
@@ -29,4 +32,6 @@ pub struct Import {
     pub begin_time: TimestampMicros,
     /// When it ended.
     pub end_time: TimestampMicros,
+    /// Whether its server was shut down.
+    pub shut_down: bool,
 }

@@ -122,6 +122,7 @@ impl Writer {
                 tool: import.tool,
                 name: import.name,
                 imported_at: now(),
+                shut_down: import.shut_down,
             }),
             ..started(server, new)
         };
