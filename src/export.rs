@@ -90,6 +90,14 @@ fn open(
     ViewTree::open(repository, backup.clone(), options, &[&server, "raw", &id])
 }
 
+/// Barman's description of a backup, its `backup.info`.
+///
+/// # Errors
+/// When the backup cannot be read.
+pub(crate) fn barmans_description(repository: &Repository, backup: &Backup) -> Result<String, Error> {
+    tarball::description(repository, backup, &open(repository, backup, None, None)?)
+}
+
 /// Refuses a backup without its files, or without the WAL that the export shall have.
 pub(crate) fn refuse_incomplete(backup: &Backup, with_wal: bool) -> Result<(), Error> {
     let status = backup.status;

@@ -29,8 +29,7 @@ use nix::unistd::{Uid, User};
 
 pub(crate) use auto_conf::{AUTO_CONF, AUTO_CONF_MAX_BYTES, last_value};
 pub(crate) use postmaster::{
-    PID_FILE, Running, may_any_have_lost_its_files, process_in, process_with_tablespace, running, running_by,
-    running_in,
+    PID_FILE, Running, may_any_have_lost_its_files, process_in, process_with, running, running_by, running_in,
 };
 pub(crate) use programs::Programs;
 pub(crate) use recovery_end::{Replayed, has_shut_down_at_target};

@@ -30,6 +30,7 @@ mod first_error;
 mod like;
 mod marker;
 pub(crate) mod own_files;
+pub(crate) mod part;
 mod pattern;
 mod place;
 pub(crate) mod previous;

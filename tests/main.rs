@@ -62,6 +62,7 @@ mod receive_wal;
 mod remote_restore;
 mod repository_files;
 mod restore;
+mod restore_layout;
 mod restore_options;
 mod retention;
 mod second_backup;
@@ -101,6 +102,7 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("passive", passive::TESTS),
     ("restore", restore::TESTS),
     ("restore_options", restore_options::TESTS),
+    ("restore_layout", restore_layout::TESTS),
     ("catchup", catchup::TESTS),
     ("export", export::TESTS),
     ("walg", walg::TESTS),

@@ -39,7 +39,9 @@ mod wal;
 pub use configuration::{
     BEGIN as BLOCK_BEGIN, END as BLOCK_END, TARGETS as RECOVERY_TARGETS, append_recovery,
 };
-pub use context::{CloneLimits, Context, CopyOptions, PlainOptions, Space, StandbyOptions, ViewOptions};
+pub use context::{
+    BarmanLayout, CloneLimits, Context, CopyOptions, PlainOptions, Space, StandbyOptions, ViewOptions,
+};
 pub use restore::restore_command;
 pub use root::root;
 

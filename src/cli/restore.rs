@@ -25,6 +25,8 @@ Examples:
   barmanfs restore main auto /srv/restored --target-time '2026-11-20 14:03:07+00' --target-action pause
   barmanfs restore main auto /srv/restored --target-name before_migration --no-get-wal
   barmanfs restore main 20261120T101500 /srv/restored --tablespace fast:/srv/fast -j 4
+  barmanfs restore main auto /srv/restored --waldir /srv/wal/restored
+  barmanfs restore main auto /srv/restored --barman-layout
   barmanfs restore main auto /var/lib/postgresql/18/main --delta-restore --dry-run
   barmanfs restore --watch /srv/restored
   barmanfs restore --watch /srv/restored --json
@@ -88,8 +90,12 @@ pub(crate) struct RestoreArgs {
     /// Stay on the timeline of the backup, as Barman does without a target; implies --no-get-wal
     #[arg(long, conflicts_with_all = ["get_wal", "standby_mode", "restore_command", "recovery_conf_filename", "target_time", "target_xid", "target_lsn", "target_name", "target_immediate"])]
     pub(crate) same_timeline: bool,
+    /// Write what Barman would write, under its names: all WAL is in DEST ('barman_wal' if there is a target) unless --get-wal is
+    /// given, and there are .barman-recover.info, *.origin, lines '#BARMAN#' and backup_manifest.ID
+    #[arg(long)]
+    pub(crate) barman_layout: bool,
     /// Write no settings for a recovery: DEST is as the server's was, for a program that writes them (Patroni, repmgr)
-    #[arg(long, conflicts_with_all = ["get_wal", "no_get_wal", "standby_mode", "restore_command", "recovery_conf_filename", "same_timeline", "keep_origin", "target_action"])]
+    #[arg(long, conflicts_with_all = ["get_wal", "no_get_wal", "standby_mode", "restore_command", "recovery_conf_filename", "same_timeline", "barman_layout", "keep_origin", "target_action"])]
     pub(crate) no_recovery: bool,
     /// Also put postgresql.conf and postgresql.auto.conf into DEST as they are in the backup, as <name>.origin
     #[arg(long)]
@@ -115,6 +121,9 @@ pub(crate) struct RestoreArgs {
         hide_possible_values = true
     )]
     pub(crate) tablespace_layout: Layout,
+    /// Put pg_wal there, an absolute path, and a symbolic link into DEST
+    #[arg(long, value_name = "DIR", value_parser = absolute)]
+    pub(crate) waldir: Option<PathBuf>,
     /// Write the configuration files that the server kept outside its data directory there, and use DEST in them
     #[arg(long, value_name = "DIR")]
     pub(crate) restore_config: Option<PathBuf>,
@@ -157,6 +166,7 @@ impl RestoreArgs {
             no_get_wal: false,
             restore_command: None,
             same_timeline: false,
+            barman_layout: false,
             no_recovery: false,
             keep_origin: false,
             remote_ssh_command: None,
@@ -164,6 +174,7 @@ impl RestoreArgs {
             recovery_conf_filename: None,
             tablespace: Vec::new(),
             tablespace_layout: Layout::Inside,
+            waldir: None,
             restore_config: None,
             delta_restore: false,
             dry_run: false,
@@ -177,7 +188,17 @@ impl RestoreArgs {
 
     /// Whether all WAL is put into the copy.
     pub(crate) fn is_self_contained(&self) -> bool {
-        self.no_get_wal || self.same_timeline
+        let is_barmans = self.barman_layout && !self.get_wal && self.restore_command.is_none();
+        self.no_get_wal || self.same_timeline || is_barmans
+    }
+
+    /// Whether that has a directory of its own, as in a restore by Barman to a target.
+    pub(crate) fn has_wal_apart(&self) -> bool {
+        self.barman_layout
+            && self.is_self_contained()
+            && !self.standby_mode
+            && !self.same_timeline
+            && self.target.is_given()
     }
 }
 
@@ -219,6 +240,19 @@ pub(crate) struct TargetArgs {
     /// What to do at the target: pause, promote or shutdown [default: as configured]
     #[arg(long, value_name = "ACTION", value_parser = config::recovery_target_action)]
     pub(crate) target_action: Option<Action>,
+}
+
+impl TargetArgs {
+    /// Whether there is a target, or the timeline to recover along.
+    pub(crate) fn is_given(&self) -> bool {
+        let texts = [
+            &self.target_time,
+            &self.target_xid,
+            &self.target_lsn,
+            &self.target_name,
+        ];
+        texts.iter().any(|text| text.is_some()) || self.target_immediate || self.target_tli.is_some()
+    }
 }
 
 /// Options that Barman has for its ways to copy. They are understood; those for other storage are refused.
@@ -322,6 +356,15 @@ fn timeline(text: &str) -> Result<TimelineChoice, String> {
         number => number.parse().map(TimelineChoice::Id).map_err(|_| {
             "is no timeline: allowed are latest, current and the decimal numbers from 1".to_owned()
         }),
+    }
+}
+
+/// As a link can lead to it from everywhere.
+fn absolute(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    match path.is_absolute() {
+        true => Ok(path.components().collect()),
+        false => Err("allowed is an absolute path".to_owned()),
     }
 }
 

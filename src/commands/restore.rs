@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use barmanfs_catalog::recovery::Plan;
 use barmanfs_catalog::{Backup, Repository, ServerName, TargetSpec};
-use barmanfs_fs::views::{CopyOptions, StandbyOptions, ViewOptions};
+use barmanfs_fs::views::{BarmanLayout, CopyOptions, StandbyOptions, ViewOptions};
 use serde_json::json;
 
 use super::App;
@@ -195,6 +195,7 @@ fn ready(
 ) -> Result<(Ready, Option<CaughtUp>), Error> {
     let directory = resolved(args, &args.destination)?;
     let asked = Relocations::of_backup(&view.backup, &args.tablespace, args.tablespace_layout)?;
+    let asked = asked.with_wal(args.waldir.as_deref())?;
     let Some(command) = &args.remote_ssh_command else {
         let examined = match &catch_up {
             Some(catch_up) => Some(catch_up.examine(&directory, &view.backup)?),
@@ -335,6 +336,7 @@ fn of_a_clone(args: &RestoreArgs, backup: Backup) -> Result<Choice, Error> {
     let default = crate::cli::restore::TargetArgs::default().spec(false)?;
     if args.target.spec(false)? != default
         || args.same_timeline
+        || args.barman_layout
         || args.standby_mode
         || args.recovery_conf_filename.is_some()
     {
@@ -390,8 +392,11 @@ fn open_view(
         return ViewTree::open(repository, backup.clone(), options, &[&server, "raw", &id]);
     }
     let mut files = vec![(DESCRIPTION.to_owned(), description(args, choice)?)];
-    if args.keep_origin {
+    if args.keep_origin || args.barman_layout {
         files.extend(origin::files(repository, backup)?);
+    }
+    if args.barman_layout {
+        files.push(origin::barmans_description(repository, backup)?);
     }
     let action = request::usual_action(app.config.recovery_target_action, app.config.is_barmans);
     let options = ViewOptions {
@@ -405,6 +410,9 @@ fn open_view(
             recovery_file: name.cloned(),
             socket_directory: socket_directory(args)?,
             same_timeline: args.same_timeline,
+            barman_layout: args.barman_layout.then(|| BarmanLayout {
+                wal_apart: args.has_wal_apart(),
+            }),
             files,
         }),
         ..ViewOptions::default()

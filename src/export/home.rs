@@ -147,7 +147,7 @@ impl Home<'_> {
             like = Some(written.0);
             let meta = |kind: &str| format!("meta/{}-{kind}", backup.id);
             let view = self.view(backup)?;
-            let info = description(self.asked, backup, &view)?;
+            let info = description(self.asked.repository, backup, &view)?;
             self.file(&meta("backup.info"), info.as_bytes())?;
             if let Some(keep) = self.asked.repository.keep_of(backup)? {
                 self.file(&meta("keep"), keep.target.as_str().as_bytes())?;
@@ -177,7 +177,7 @@ impl Home<'_> {
             tablespaces: Relocations::at(places),
         };
         let written = tree.write(self.asked, self.view(backup)?, like, progress, &self.signals)?;
-        for (oid, _) in tree.tablespaces.iter() {
+        for (oid, _) in tree.tablespaces.tablespaces() {
             tree.link(oid, &self.to.join(&own).join(oid.to_string()))?;
         }
         let like = Like::new(self.view(backup)?, &tree.path, &tree.tablespaces)?;

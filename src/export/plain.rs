@@ -26,7 +26,9 @@ pub(crate) fn export(
     let wal = PlainOptions { wal: asked.with_wal };
     let view = super::open(asked.repository, backup, Some(wal), None)?;
     let to = destination::resolved(to)?;
-    let places = tablespaces.iter().map(|(_, place)| destination::resolved(place));
+    let places = tablespaces
+        .tablespaces()
+        .map(|(_, place)| destination::resolved(place));
     let places = places.collect::<Result<Vec<_>, Error>>()?;
     // What is written is reached by a descriptor, whose path says nothing.
     for place in places.iter().chain([&to]) {
@@ -35,7 +37,7 @@ pub(crate) fn export(
     destination::refuse_shared(&to, &places)?;
     let unfinished = UnfinishedDirectory::make(&to)?;
     let outside = tablespaces
-        .iter()
+        .tablespaces()
         .map(|(oid, place)| Ok((oid, UnfinishedDirectory::make(place)?)))
         .collect::<Result<Vec<_>, Error>>()?;
     let places = outside.iter().map(|(oid, unfinished)| (*oid, unfinished.below()));

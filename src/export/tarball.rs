@@ -7,7 +7,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use barmanfs_catalog::{Backup, BackupStatus};
+use barmanfs_catalog::{Backup, BackupStatus, Repository};
 use barmanfs_fs::entry::Stat;
 use barmanfs_fs::views::PlainOptions;
 use barmanfs_pg::wal_name::WalName;
@@ -192,7 +192,7 @@ impl<'a> Tarball<'a> {
         };
         let directory = Stat { mode: 0o700, ..own };
         archive.made(b"identity.json", &own, identity(self.backup).as_bytes())?;
-        let info = description(self.asked, self.backup, &self.view)?;
+        let info = description(self.asked.repository, self.backup, &self.view)?;
         archive.made(b"backup.info", &own, info.as_bytes())?;
         archive.made(b"barman.json", &own, origin().as_bytes())?;
         archive.directory(b"backup", &directory)?;
@@ -248,10 +248,14 @@ pub(super) fn identity(backup: &Backup) -> String {
 }
 
 /// Barman's description of a backup.
-pub(super) fn description(asked: &Asked<'_>, backup: &Backup, view: &ViewTree) -> Result<String, Error> {
+pub(super) fn description(
+    repository: &Repository,
+    backup: &Backup,
+    view: &ViewTree,
+) -> Result<String, Error> {
     let label = view.read_small(b"backup_label", MAX_LABEL_BYTES)?;
     let label = label.map(|label| String::from_utf8_lossy(&label).into_owned());
-    let files = asked.repository.configuration_files(backup)?;
+    let files = repository.configuration_files(backup)?;
     Ok(backup_info::text(backup, label.as_deref(), files.as_ref()))
 }
 

@@ -5,7 +5,7 @@ use barmanfs_pg::wal_name::WalName;
 
 use super::archive::{Archive, member_bytes};
 use crate::error::Error;
-use crate::restore::tablespaces::oid_of;
+use crate::restore::part::Part as TreePart;
 use crate::restore::{SourceFile, ViewTree, Visitor};
 
 /// The file without which no server starts: it comes last.
@@ -194,7 +194,8 @@ impl Adder<'_, '_> {
 
     /// Whether the present directory belongs to a tablespace that is a tree of its own.
     fn is_elsewhere(&self) -> bool {
-        !self.is_tablespace && oid_of(&self.names).is_some_and(|oid| self.part.outside.contains(&oid))
+        let is_outside = |part| matches!(part, TreePart::Tablespace(oid) if self.part.outside.contains(&oid));
+        !self.is_tablespace && TreePart::of(&self.names).is_some_and(is_outside)
     }
 
     fn is_wanted(&self, name: &[u8]) -> bool {

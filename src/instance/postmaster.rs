@@ -162,11 +162,11 @@ pub(crate) fn process_in(data: &Path) -> Option<i32> {
         .find(|&pid| is_postgres(pid) && works_in(pid, data) == WorksIn::Data)
 }
 
-/// A process of PostgreSQL whose server has a tablespace of this OID at this place.
-pub(crate) fn process_with_tablespace(oid: u32, location: &Path) -> Option<i32> {
+/// A process of PostgreSQL whose server has a directory of its data directory at this place.
+pub(crate) fn process_with(directory: &Path, location: &Path) -> Option<i32> {
     let pids = processes().ok()?;
     let is_there = |&pid: &i32| {
-        let link = PathBuf::from(format!("/proc/{pid}/cwd/pg_tblspc/{oid}"));
+        let link = PathBuf::from(format!("/proc/{pid}/cwd")).join(directory);
         is_postgres(pid) && place(&link).is_ok_and(|there| place(location).is_ok_and(|here| here == there))
     };
     pids.into_iter().find(is_there)

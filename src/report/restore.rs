@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use crate::restore::catch_up::CaughtUp;
 use crate::restore::configuration::RestoredConfiguration;
+use crate::restore::part::Part;
 use crate::restore::rates::time_for;
 use crate::restore::settings::NotableSetting;
 use crate::restore::watch::{Reached, Replay, TimeSource, Watched};
@@ -54,6 +55,8 @@ pub(crate) struct RestoreReport<'a> {
     pub(crate) expected_copy_seconds: Option<f64>,
     pub(crate) expected_replay_seconds: Option<f64>,
     pub(crate) tablespaces: Vec<RelocatedTablespace>,
+    /// Where the WAL is, if it is not in the directory.
+    pub(crate) wal_directory: Option<String>,
     pub(crate) settings: Vec<NotableSetting>,
     /// Configuration files outside the directory.
     pub(crate) configuration: Option<RestoredConfiguration>,
@@ -77,7 +80,7 @@ impl<'a> RestoreReport<'a> {
     pub(crate) fn new(backup: &'a Backup, plan: Option<&'a Plan>, ready: &Ready) -> Self {
         let tablespaces = ready
             .relocations()
-            .iter()
+            .tablespaces()
             .map(|(oid, location)| RelocatedTablespace {
                 oid,
                 location: location.display().to_string(),
@@ -107,6 +110,10 @@ impl<'a> RestoreReport<'a> {
             expected_copy_seconds: None,
             expected_replay_seconds: None,
             tablespaces: tablespaces.collect(),
+            wal_directory: ready
+                .relocations()
+                .of(Part::Wal)
+                .map(|place| place.display().to_string()),
             settings: Vec::new(),
             configuration: None,
             notes: Vec::new(),
@@ -141,6 +148,7 @@ impl<'a> RestoreReport<'a> {
             expected_copy_seconds: None,
             expected_replay_seconds: None,
             tablespaces: Vec::new(),
+            wal_directory: None,
             settings: Vec::new(),
             configuration: None,
             notes: Vec::new(),

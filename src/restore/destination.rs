@@ -22,6 +22,7 @@ use rustix::fs::FileType;
 
 use super::WriteOptions;
 use super::marker::{self, Marker};
+use super::part::Part;
 use super::pattern::Pattern;
 use super::place::{Place, failed};
 use super::tablespaces::Relocations;
@@ -93,8 +94,8 @@ pub(super) struct Opened {
     pub(super) relocations: Relocations,
     /// What it held when it was examined.
     state: State,
-    /// The opened places of the tablespaces outside.
-    outside: Vec<(u32, Place)>,
+    /// The opened places of the parts outside.
+    outside: Vec<(Part, Place)>,
 }
 
 /// A directory that is marked as incomplete.
@@ -108,8 +109,8 @@ pub(super) struct Marked {
 /// A directory of the tree, for its attributes, which it gets when nothing is added to it any more.
 #[derive(Debug)]
 pub(super) struct WrittenDirectory {
-    /// The tablespace outside in which it is, and its names below that.
-    pub(super) outside: Option<u32>,
+    /// The part outside in which it is, and its names below that.
+    pub(super) outside: Option<Part>,
     pub(super) names: Vec<Vec<u8>>,
     pub(super) stat: Stat,
 }
@@ -139,49 +140,55 @@ impl Destination {
         for place in separate_places(&destination.path, &destination.relocations)? {
             refuse_place(repository, &place)?;
         }
-        for (oid, location) in destination.relocations.iter() {
-            destination.refuse_foreign_tablespace(oid, location)?;
+        for (part, location) in destination.relocations.iter() {
+            destination.refuse_foreign_part(part, location)?;
         }
         Ok(destination)
     }
 
-    /// A tablespace may be put where there is nothing, or where it was in the directory that is overwritten.
-    fn refuse_foreign_tablespace(&self, oid: u32, location: &Path) -> Result<(), Error> {
+    /// A part may be put where there is nothing, or where it was in the directory that is overwritten.
+    fn refuse_foreign_part(&self, part: Part, location: &Path) -> Result<(), Error> {
         if !location.exists() || is_vacant(&Place::open(location)?)? {
             return Ok(());
         }
-        if let Some(pid) = instance::process_with_tablespace(oid, location) {
+        let option = match part {
+            Part::Wal => "--waldir",
+            Part::Tablespace(_) => "--tablespace",
+        };
+        if let Some(pid) = instance::process_with(&part.path(), location) {
             return Err(Error::failed(format!(
-                "The server of process {pid} has its tablespace {oid} at {}",
+                "The server of process {pid} has its {part} at {}",
                 location.display()
             ))
-            .hint("Name another place with --tablespace"));
+            .hint(format!("Name another place with {option}")));
         }
         if self.state != State::Vacant {
             let root = Place::open(&self.path)?;
             let marked = Marker::read(&root)?.flatten();
-            let is_marked =
-                marked.is_some_and(|marker| marker.tablespaces.iter().any(|known| known == (oid, location)));
-            let link = self.path.join("pg_tblspc").join(oid.to_string());
+            let is_marked = marked.is_some_and(|marker| marker.tablespaces.of(part) == Some(location));
+            let link = self.path.join(part.path());
             if is_marked || std::fs::read_link(link).is_ok_and(|target| target == location) {
                 return Ok(());
             }
         }
         Err(Error::failed(format!(
-            "The place of tablespace {oid}, {}, is not empty",
+            "The place of {part}, {}, is not empty",
             location.display()
         ))
-        .hint("Name an empty or a new directory with --tablespace"))
+        .hint(format!("Name an empty or a new directory with {option}")))
     }
 
     /// What happens to a `pg_wal` that has a volume of its own. No link is followed: root would remove what a user of the
     /// directory has led it to.
     pub(super) fn moved_wal(&self) -> Option<String> {
+        if self.relocations.of(Part::Wal).is_some() {
+            return None;
+        }
         let link = self.path.join("pg_wal");
         let target = std::fs::read_link(&link).ok()?;
         Some(format!(
-            "{} is a link to {}, which stays as it is: the WAL will be in a directory here. Move that directory and set \
-             the link again before the server is started",
+            "{} is a link to {}, which stays as it is: the WAL will be in a directory here. --waldir puts it there; or move \
+             that directory and set the link again before the server is started",
             link.display(),
             target.display()
         ))
@@ -202,7 +209,7 @@ impl Destination {
             .relocations
             .iter()
             .filter(|(_, location)| location.exists())
-            .map(|(oid, location)| Ok((oid, Place::open(location)?)))
+            .map(|(part, location)| Ok((part, Place::open(location)?)))
             .collect::<Result<_, Error>>()?;
         Ok(Opened {
             root: Place::open(&self.path)?,
@@ -214,10 +221,10 @@ impl Destination {
 }
 
 impl Opened {
-    /// The opened place of a tablespace outside.
-    pub(super) fn outside(&self, oid: u32) -> Option<&Place> {
+    /// The opened place of a part outside.
+    pub(super) fn outside(&self, part: Part) -> Option<&Place> {
         let mut outside = self.outside.iter();
-        outside.find(|(other, _)| *other == oid).map(|(_, place)| place)
+        outside.find(|(other, _)| *other == part).map(|(_, place)| place)
     }
 
     /// What is not removed: what the command says, and what that of an incomplete restore said.
@@ -294,7 +301,7 @@ impl Opened {
         // The deepest first: each is complete then.
         for directory in directories.iter().rev() {
             let base = match directory.outside {
-                Some(oid) => self.outside(oid).unwrap_or(&self.root),
+                Some(part) => self.outside(part).unwrap_or(&self.root),
                 None => &self.root,
             };
             let place = base.descend(&directory.names)?;
@@ -518,7 +525,7 @@ fn is_repository(path: &Path) -> bool {
     path.join("repository.json").is_file() && path.join("packs").is_dir()
 }
 
-/// Where tablespaces really are, behind links. None is in the data directory or in another one, or around it.
+/// Where the parts outside really are, behind links. None is in the data directory or in another one, or around it.
 fn separate_places(directory: &Path, relocations: &Relocations) -> Result<Vec<PathBuf>, Error> {
     let places = relocations.iter().map(|(_, location)| resolved(location));
     let places = places.collect::<Result<Vec<_>, Error>>()?;
@@ -526,14 +533,14 @@ fn separate_places(directory: &Path, relocations: &Relocations) -> Result<Vec<Pa
     Ok(places)
 }
 
-/// Refuses places of tablespaces that are in the data directory or in each other. The paths have no links in them.
+/// Refuses places of parts that are in the data directory or in each other. The paths have no links in them.
 pub(crate) fn refuse_shared(directory: &Path, places: &[PathBuf]) -> Result<(), Error> {
     for (number, place) in places.iter().enumerate() {
         let shares = |other: &&Path| place.starts_with(other) || other.starts_with(place);
         let others = places.iter().take(number).map(PathBuf::as_path);
         if let Some(other) = others.chain([directory]).find(shares) {
             return Err(Error::usage(format!(
-                "The tablespace at {} would be in {}, or around it",
+                "The directory {} would be in {}, or around it",
                 place.display(),
                 other.display()
             )));

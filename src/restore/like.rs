@@ -3,8 +3,9 @@
 
 use std::path::Path;
 
+use super::part::Part;
 use super::place::Place;
-use super::tablespaces::{Relocations, oid_of};
+use super::tablespaces::Relocations;
 use super::view::{SourceFile, ViewTree};
 use crate::error::Error;
 
@@ -13,21 +14,22 @@ use crate::error::Error;
 pub(crate) struct Like {
     view: ViewTree,
     root: Place,
-    tablespaces: Vec<(u32, Place)>,
+    /// The parts that are elsewhere.
+    outside: Vec<(Part, Place)>,
 }
 
 impl Like {
-    /// The tree that was written to this directory, with its tablespaces at these places.
+    /// The tree that was written to this directory, with its parts at these places.
     ///
     /// # Errors
     /// When a directory cannot be opened.
-    pub(crate) fn new(view: ViewTree, root: &Path, tablespaces: &Relocations) -> Result<Self, Error> {
-        let tablespaces = tablespaces.iter();
+    pub(crate) fn new(view: ViewTree, root: &Path, relocations: &Relocations) -> Result<Self, Error> {
+        let outside = relocations.iter();
         Ok(Self {
             view,
             root: Place::open(root)?,
-            tablespaces: tablespaces
-                .map(|(oid, place)| Ok((oid, Place::open(place)?)))
+            outside: outside
+                .map(|(part, place)| Ok((part, Place::open(place)?)))
                 .collect::<Result<_, Error>>()?,
         })
     }
@@ -46,12 +48,12 @@ impl Like {
             .map(<[u8]>::to_vec)
             .collect();
         names.pop();
-        let tablespace = oid_of(&names).and_then(|oid| {
-            let mut outside = self.tablespaces.iter();
-            outside.find(|(other, _)| *other == oid).map(|(_, place)| place)
+        let outside = Part::of(&names).and_then(|part| {
+            let mut outside = self.outside.iter();
+            outside.find(|(other, _)| *other == part)
         });
-        let from = match tablespace {
-            Some(tablespace) => tablespace.descend(names.get(2..).unwrap_or_default())?,
+        let from = match outside {
+            Some((part, place)) => place.descend(names.get(part.depth()..).unwrap_or_default())?,
             None => self.root.descend(&names)?,
         };
         place.link_from(&from, &file.name).map(|()| true)

@@ -41,7 +41,7 @@ pub(super) struct Marker {
     /// Whether a standby is caught up, whose own files stay.
     #[serde(default)]
     pub(super) catches_up: bool,
-    /// The tablespaces outside the directory that belong to the restore.
+    /// The tablespaces outside the directory that belong to the restore, and the WAL if that is outside.
     pub(super) tablespaces: Relocations,
 }
 

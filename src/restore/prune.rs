@@ -1,5 +1,5 @@
 //! Removes from a directory what the tree does not have, or has as something else: a file where there is a directory, a
-//! link where there is a file. What a link leads to is never touched, except a tablespace in the place that was asked for.
+//! link where there is a file. What a link leads to is never touched, except a part of the tree in the place that was asked for.
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -11,6 +11,7 @@ use rustix::fs::FileType;
 use super::destination::{HELD, Opened, all_mount_points, is_of_the_file_system};
 use super::marker;
 use super::own_files::OwnFiles;
+use super::part::Part;
 use super::pattern::Pattern;
 use super::place::{Found, Place};
 use super::view::ViewTree;
@@ -92,15 +93,7 @@ impl Pruning<'_> {
         let is_held = HELD
             .iter()
             .any(|(held_in, real, held)| *held_in == directory && (*held == name || *real == name));
-        let is_top = match self.names.as_slice() {
-            [] => true,
-            [spaces, oid] => self
-                .opened
-                .relocations
-                .of_child(std::slice::from_ref(spaces), oid)
-                .is_some(),
-            _ => false,
-        };
+        let is_top = self.names.is_empty() || self.opened.relocations.at_top(&self.names).is_some();
         is_held
             || is_top && is_of_the_file_system(name)
             || self.names.is_empty() && name == marker::NAME.as_bytes()
@@ -120,9 +113,8 @@ impl Pruning<'_> {
         let child = tree.lookup(name)?;
         let outside = self.opened.relocations.of_child(&self.names, name);
         match (child.map(|child| child.content), outside) {
-            (Some(Content::Directory(below)), Some(location)) => {
-                let oid = std::str::from_utf8(name).ok().and_then(|name| name.parse().ok());
-                let outside = oid.and_then(|oid| self.opened.outside(oid).cloned());
+            (Some(Content::Directory(below)), Some((part, location))) => {
+                let outside = self.opened.outside(part).cloned();
                 if found.kind != FileType::Symlink
                     || place.link_target(name)? != location.as_os_str().as_bytes()
                 {
@@ -195,11 +187,8 @@ impl Pruning<'_> {
     /// Whether it belongs to a server of another version that shares the place of a tablespace: pg_upgrade leaves that of
     /// the old one there.
     fn is_of_another_version(&self, name: &[u8]) -> bool {
-        let [spaces, oid] = self.names.as_slice() else {
-            return false;
-        };
-        let spaces = std::slice::from_ref(spaces);
-        name.starts_with(b"PG_") && self.opened.relocations.of_child(spaces, oid).is_some()
+        let part = self.opened.relocations.at_top(&self.names);
+        name.starts_with(b"PG_") && matches!(part, Some(Part::Tablespace(_)))
     }
 
     /// A file system that is mounted in the directory belongs to somebody else.

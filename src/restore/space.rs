@@ -7,8 +7,8 @@ use rustix::fs::FileType;
 use serde::{Deserialize, Serialize};
 
 use super::destination::{Destination, State, is_of_the_file_system};
+use super::part::Part;
 use super::place::Place;
-use super::tablespaces;
 use super::view::{SourceFile, ViewTree, Visitor};
 use crate::error::Error;
 use crate::output;
@@ -23,10 +23,10 @@ pub(crate) struct TreeSize {
     pub(crate) files: u64,
     /// Bytes that are written.
     pub(crate) bytes: u64,
-    /// Bytes that the tree takes on disk, without its tablespaces.
+    /// Bytes that the tree takes on disk, without the parts that can be elsewhere.
     own_disk_bytes: u64,
-    /// The same of each tablespace.
-    tablespace_disk_bytes: BTreeMap<u32, u64>,
+    /// The same of each of these.
+    part_disk_bytes: BTreeMap<Part, u64>,
 }
 
 impl TreeSize {
@@ -50,19 +50,19 @@ impl TreeSize {
         Ok(measure.size)
     }
 
-    /// Bytes that it takes on disk, with its tablespaces.
+    /// Bytes that it takes on disk, with all its parts.
     pub(crate) fn disk_bytes(&self) -> u64 {
-        self.own_disk_bytes + self.tablespace_disk_bytes.values().sum::<u64>()
+        self.own_disk_bytes + self.part_disk_bytes.values().sum::<u64>()
     }
 
-    /// The same of one tablespace.
-    pub(super) fn disk_bytes_of(&self, oid: u32) -> u64 {
-        self.tablespace_disk_bytes.get(&oid).copied().unwrap_or(0)
+    /// The same of one part.
+    pub(super) fn disk_bytes_of(&self, part: Part) -> u64 {
+        self.part_disk_bytes.get(&part).copied().unwrap_or(0)
     }
 
-    /// The same of the data directory, where these tablespaces are not in it.
-    pub(super) fn disk_bytes_but(&self, outside: &[u32]) -> u64 {
-        let outside = outside.iter().map(|oid| self.disk_bytes_of(*oid));
+    /// The same of the data directory, where these parts are not in it.
+    pub(super) fn disk_bytes_but(&self, outside: &[Part]) -> u64 {
+        let outside = outside.iter().map(|part| self.disk_bytes_of(*part));
         self.disk_bytes() - outside.sum::<u64>()
     }
 }
@@ -77,8 +77,8 @@ struct Measure {
 impl Measure {
     fn take(&mut self, bytes: u64) {
         let bytes = bytes.next_multiple_of(BLOCK_BYTES);
-        match tablespaces::oid_of(&self.path) {
-            Some(oid) => *self.size.tablespace_disk_bytes.entry(oid).or_default() += bytes,
+        match Part::of(&self.path) {
+            Some(part) => *self.size.part_disk_bytes.entry(part).or_default() += bytes,
             None => self.size.own_disk_bytes += bytes,
         }
     }
@@ -114,8 +114,8 @@ impl Visitor for Measure {
 pub(super) fn check(destination: &Destination, size: &TreeSize) -> Result<(), Error> {
     let mut needed: BTreeMap<u64, (u64, u64, String)> = BTreeMap::new();
     let mut own = size.own_disk_bytes;
-    for (oid, bytes) in &size.tablespace_disk_bytes {
-        match destination.relocations.of(*oid) {
+    for (part, bytes) in &size.part_disk_bytes {
+        match destination.relocations.of(*part) {
             Some(location) => {
                 let place = Place::open(super::destination::nearest_existing(location))?;
                 let there = if location.exists() {

@@ -1,5 +1,5 @@
-//! Where the tablespaces of a restored tree are: inside of it, as in every view, or elsewhere behind a symbolic link, if a
-//! person asks for that.
+//! Where the tablespaces of a restored tree and its WAL are: inside of it, as in every view, or elsewhere behind a symbolic
+//! link, if a person asks for that.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
@@ -11,6 +11,7 @@ use barmanfs_catalog::Backup;
 use serde::{Deserialize, Serialize};
 
 use super::marker::Marker;
+use super::part::Part;
 use super::place::{Place, failed};
 use crate::error::Error;
 use crate::output::printable;
@@ -55,10 +56,10 @@ impl FromStr for Relocation {
     }
 }
 
-/// The tablespaces that are not in the data directory, by OID.
+/// The parts that are not in the data directory.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub(crate) struct Relocations(BTreeMap<u32, PathBuf>);
+pub(crate) struct Relocations(BTreeMap<Part, PathBuf>);
 
 impl Relocations {
     /// Decides for each tablespace of a backup.
@@ -87,26 +88,53 @@ impl Relocations {
             }
             all.insert(space.oid, location.clone());
         }
-        for (oid, location) in &all {
-            let shares = |(other, path): (&u32, &PathBuf)| {
-                other != oid && (path.starts_with(location) || location.starts_with(path))
+        let relocations = Self::at(all);
+        relocations.refuse_shared()?;
+        Ok(relocations)
+    }
+
+    /// The same, with the WAL there if a place is named.
+    ///
+    /// # Errors
+    /// When a tablespace would be there, too.
+    pub(crate) fn with_wal(mut self, place: Option<&Path>) -> Result<Self, Error> {
+        if let Some(place) = place {
+            self.0.insert(Part::Wal, place.to_owned());
+        }
+        self.refuse_shared()?;
+        Ok(self)
+    }
+
+    /// No part is in another one.
+    fn refuse_shared(&self) -> Result<(), Error> {
+        for (part, location) in self.iter() {
+            let shares = |(other, path): (Part, &Path)| {
+                other != part && (path.starts_with(location) || location.starts_with(path))
             };
-            if all.iter().any(shares) {
-                return Err(Error::usage(format!(
-                    "Two tablespaces would be in {}",
-                    location.display()
-                )));
+            if let Some((other, _)) = self.iter().find(|other| shares(*other)) {
+                let location = location.display();
+                return Err(Error::usage(match (part, other) {
+                    (Part::Tablespace(_), Part::Tablespace(_)) => {
+                        format!("Two tablespaces would be in {location}")
+                    }
+                    (part, other) => format!("{part} and {other} would be in {location}"),
+                }));
             }
         }
-        Ok(Self(all))
+        Ok(())
     }
 
-    /// Each of these at its place.
+    /// Each of these tablespaces at its place.
     pub(crate) fn at(places: impl IntoIterator<Item = (u32, PathBuf)>) -> Self {
-        Self(places.into_iter().collect())
+        let places = places.into_iter();
+        Self(
+            places
+                .map(|(oid, place)| (Part::Tablespace(oid), place))
+                .collect(),
+        )
     }
 
-    /// Those of a data directory that is there: they stay where its links lead, or where an incomplete run has put them.
+    /// The tablespaces of a data directory that is there: they stay where its links lead, or where an incomplete run has put them.
     /// Also the OIDs of links to tablespaces that the backup does not have.
     ///
     /// # Errors
@@ -138,16 +166,16 @@ impl Relocations {
                 .hint("Make it a link to an absolute path"));
             }
             match backup.tablespaces.iter().any(|space| space.oid == oid) {
-                true => drop(all.insert(oid, location)),
+                true => drop(all.insert(Part::Tablespace(oid), location)),
                 false => unknown.push(oid),
             }
         }
         Ok((Self(all), unknown))
     }
 
-    /// The place of a tablespace, if it is not in the data directory.
-    pub(crate) fn of(&self, oid: u32) -> Option<&Path> {
-        self.0.get(&oid).map(PathBuf::as_path)
+    /// The place of a part, if it is not in the data directory.
+    pub(crate) fn of(&self, part: Part) -> Option<&Path> {
+        self.0.get(&part).map(PathBuf::as_path)
     }
 
     /// The same, without links on the way to their places.
@@ -157,30 +185,34 @@ impl Relocations {
         Ok(self.moved(places.into_iter()))
     }
 
-    /// The same tablespaces at these places, in order.
+    /// The same parts at these places, in order.
     pub(super) fn moved(&self, places: impl Iterator<Item = PathBuf>) -> Self {
         Self(self.0.keys().copied().zip(places).collect())
     }
 
     /// All of them.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &Path)> {
-        self.0.iter().map(|(oid, location)| (*oid, location.as_path()))
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (Part, &Path)> {
+        self.0.iter().map(|(part, location)| (*part, location.as_path()))
     }
 
-    /// The place of the directory `name` in `directory`, if that is a tablespace that is elsewhere.
-    pub(super) fn of_child(&self, directory: &[Vec<u8>], name: &[u8]) -> Option<&Path> {
-        match directory {
-            [parent] if parent == DIRECTORY => self.of(oid(name)?),
-            _ => None,
-        }
+    /// The tablespaces among them.
+    pub(crate) fn tablespaces(&self) -> impl Iterator<Item = (u32, &Path)> {
+        self.iter().filter_map(|(part, location)| match part {
+            Part::Tablespace(oid) => Some((oid, location)),
+            Part::Wal => None,
+        })
     }
-}
 
-/// The tablespace that a path is in.
-pub(crate) fn oid_of(path: &[Vec<u8>]) -> Option<u32> {
-    match path {
-        [parent, name, ..] if parent == DIRECTORY => oid(name),
-        _ => None,
+    /// The directory `name` in `directory`, if that is a part that is elsewhere.
+    pub(super) fn of_child(&self, directory: &[Vec<u8>], name: &[u8]) -> Option<(Part, &Path)> {
+        let part = Part::of_child(directory, name)?;
+        self.of(part).map(|location| (part, location))
+    }
+
+    /// The part elsewhere whose top this path is.
+    pub(super) fn at_top(&self, path: &[Vec<u8>]) -> Option<Part> {
+        let (name, directory) = path.split_last()?;
+        self.of_child(directory, name).map(|(part, _)| part)
     }
 }
 
@@ -238,13 +270,32 @@ mod tests {
     }
 
     #[test]
-    fn only_a_directory_in_pg_tblspc_is_relocated() {
-        let relocations = Relocations(BTreeMap::from([(16384, "/srv/a".into())]));
+    fn only_a_part_is_relocated() {
+        let relocations = Relocations::at([(16384, "/srv/a".into())]);
         let spaces = [b"pg_tblspc".to_vec()];
-        assert_eq!(relocations.of_child(&spaces, b"16384"), Some(Path::new("/srv/a")));
+        let space = Part::Tablespace(16384);
+        assert_eq!(
+            relocations.of_child(&spaces, b"16384"),
+            Some((space, Path::new("/srv/a")))
+        );
         assert_eq!(relocations.of_child(&spaces, b"16385"), None);
         assert_eq!(relocations.of_child(&[b"base".to_vec()], b"16384"), None);
-        assert_eq!(relocations.of_child(&[], b"16384"), None);
-        assert_eq!(oid_of(&[b"pg_tblspc".to_vec(), b"16384".to_vec()]), Some(16384));
+        assert_eq!(relocations.of_child(&[], b"pg_wal"), None);
+        let relocations = relocations.with_wal(Some(Path::new("/srv/wal"))).unwrap();
+        assert_eq!(
+            relocations.of_child(&[], b"pg_wal"),
+            Some((Part::Wal, Path::new("/srv/wal")))
+        );
+        assert_eq!(relocations.at_top(&[b"pg_wal".to_vec()]), Some(Part::Wal));
+        assert_eq!(relocations.at_top(&[]), None);
+        let text = serde_json::to_string(&relocations).unwrap();
+        assert_eq!(text, r#"{"pg_wal":"/srv/wal","16384":"/srv/a"}"#);
+        assert_eq!(serde_json::from_str::<Relocations>(&text).unwrap(), relocations);
+        for shared in ["/srv/a", "/srv/a/wal", "/srv"] {
+            assert!(
+                relocations.clone().with_wal(Some(Path::new(shared))).is_err(),
+                "{shared}"
+            );
+        }
     }
 }

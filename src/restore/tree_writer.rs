@@ -16,8 +16,8 @@ use super::file_writer::{FileTask, Tools};
 use super::first_error::FirstError;
 use super::like::Like;
 use super::own_files::OwnFiles;
+use super::part::Part;
 use super::place::Place;
-use super::tablespaces;
 use super::throttle::Throttle;
 use super::view::{SourceFile, ViewTree, Visitor};
 use crate::error::Error;
@@ -175,10 +175,10 @@ impl<'a> Walker<'a> {
         own.covers(&path) || !is_directory && own.is_above_some(&path)
     }
 
-    /// The directory `name` of the present one: made, or that of a tablespace elsewhere, to which a link leads.
+    /// The directory `name` of the present one: made, or that of a part elsewhere, to which a link leads.
     fn directory(&self, place: &Place, name: &[u8]) -> Result<Option<Place>, Error> {
         let Opened { relocations, .. } = self.writer.opened;
-        let Some(location) = relocations.of_child(&self.names, name) else {
+        let Some((part, location)) = relocations.of_child(&self.names, name) else {
             return match self.writer.is_dry_run {
                 false => place.make(name).map(Some),
                 true => match place.find(name)? {
@@ -187,8 +187,7 @@ impl<'a> Walker<'a> {
                 },
             };
         };
-        let oid = tablespaces::oid_of(&[self.names.clone(), vec![name.to_vec()]].concat());
-        let outside = oid.and_then(|oid| self.writer.opened.outside(oid)).cloned();
+        let outside = self.writer.opened.outside(part).cloned();
         if !self.writer.is_dry_run && place.find(name)?.is_none() {
             place.make_link(name, location.as_os_str().as_bytes())?;
         }
@@ -197,10 +196,10 @@ impl<'a> Walker<'a> {
 
     /// The path of the present directory, as its attributes are set later.
     fn remember(&mut self, stat: &Stat) {
-        let oid = tablespaces::oid_of(&self.names).filter(|oid| self.writer.opened.outside(*oid).is_some());
-        let skipped = if oid.is_some() { 2 } else { 0 };
+        let part = Part::of(&self.names).filter(|part| self.writer.opened.outside(*part).is_some());
+        let skipped = part.map_or(0, Part::depth);
         self.directories.push(WrittenDirectory {
-            outside: oid,
+            outside: part,
             names: self.names.iter().skip(skipped).cloned().collect(),
             stat: *stat,
         });

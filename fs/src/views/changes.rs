@@ -8,6 +8,8 @@
 //! | root, and files its configuration includes | | `configuration`, which leads nowhere else, and `recovery.signal`; no `tablespace_map`, `postmaster.*`, `standby.signal`, no lock files of sockets |
 //! | anywhere | | no symbolic link that leads out of the directory it is in |
 //!
+//! In the layout of Barman, a startable tree has its manifest under another name, and may have the WAL in `barman_wal`.
+//!
 //! In `pg_basebackup`'s plain format (`Style::Plain`), `raw/<id>` has no `tablespace_map`, and a `.done` for each segment.
 //!
 //! A backup of a clone starts as it is: its WAL is in `pg_wal`, and it needs at most crash recovery. The view adds
@@ -27,6 +29,7 @@ use barmanfs_pg::wal_name::{SegmentName, WalName};
 use barmanfs_pg::{TimelineId, TimestampMicros};
 use barmanfs_store::{Attributes, Entry, Node};
 
+use super::context::BARMAN_WAL;
 use super::tree::{BackupTree, Place, Style, TreeDirectory};
 use super::view_manifest::ViewManifest;
 use super::{configuration, context, receiving, replay, view_manifest};
@@ -85,9 +88,17 @@ impl Changes {
                 unlisted,
                 listed,
             });
-            self.add(view_manifest::NAME, Addition { attributes, content });
+            self.add(&manifest_name(&root.tree), Addition { attributes, content });
         }
         Ok(())
+    }
+}
+
+/// Barman gives it the id of the backup: what is written there is none of `pg_basebackup` any more.
+fn manifest_name(tree: &BackupTree) -> Vec<u8> {
+    match tree.barman_layout() {
+        Some(_) => [view_manifest::NAME, b".", tree.backup.id.to_string().as_bytes()].concat(),
+        None => view_manifest::NAME.to_vec(),
     }
 }
 
@@ -211,7 +222,10 @@ pub(super) fn is_hidden(directory: &TreeDirectory, entry: &Entry) -> bool {
         && match directory.tree.style {
             Style::Raw => false,
             Style::Plain(_) => entry.name == TABLESPACE_MAP.as_bytes(),
-            Style::Startable | Style::Target(_) => is_of_the_running_server(&entry.name),
+            Style::Startable | Style::Target(_) => {
+                is_of_the_running_server(&entry.name)
+                    || entry.name == view_manifest::NAME && directory.tree.barman_layout().is_some()
+            }
         }
 }
 
@@ -251,6 +265,18 @@ fn root(directory: &TreeDirectory) -> Result<Changes> {
         };
         changes.add(signal, Addition::made(tree, []));
     }
+    if wal_is_apart(tree) {
+        changes.add(BARMAN_WAL.as_bytes(), Addition::directory(tree));
+        for name in recovery_wal(tree)? {
+            let file = match archived(tree, &name)? {
+                None => not_archived(tree, &name)?,
+                archived => archived,
+            };
+            if let Some(file) = file {
+                changes.add(format!("{BARMAN_WAL}/{name}").as_bytes(), file);
+            }
+        }
+    }
     let mut listed = Vec::new();
     for (name, text) in tree.context.options.copy.iter().flat_map(|copy| &copy.files) {
         let text: Arc<[u8]> = text.as_slice().into();
@@ -280,14 +306,11 @@ fn wal(directory: &TreeDirectory) -> Result<BTreeMap<Vec<u8>, Addition>> {
     for name in wal_names(tree)? {
         let text = name.to_string().into_bytes();
         let file = match archived(tree, &name)? {
-            Some(file) => file,
-            None if directory.stored(&text)?.is_some() || matches!(name, WalName::History(_)) => continue,
-            // It may have been archived since.
-            None => unfinished(tree, &name)?
-                .map_or_else(|| archived(tree, &name), |file| Ok(Some(file)))?
-                .ok_or_else(|| not_shown(tree, format!("{name} is no longer in the archive")))?,
+            None if directory.stored(&text)?.is_some() => None,
+            None => not_archived(tree, &name)?,
+            archived => archived,
         };
-        added.insert(text, file);
+        added.extend(file.map(|file| (text, file)));
     }
     if tree.style.is_startable() {
         confine_stored(directory, &mut added)?;
@@ -296,6 +319,20 @@ fn wal(directory: &TreeDirectory) -> Result<BTreeMap<Vec<u8>, Addition>> {
         added.insert(b"archive_status".to_vec(), Addition::directory(tree));
     }
     Ok(added)
+}
+
+/// What there is of a file that is not archived: the segment that is still being received. `None` for a history that is not there.
+fn not_archived(tree: &BackupTree, name: &WalName) -> Result<Option<Addition>> {
+    if matches!(name, WalName::History(_)) {
+        return Ok(None);
+    }
+    // It may have been archived since.
+    let file = match unfinished(tree, name)? {
+        Some(file) => Some(file),
+        None => archived(tree, name)?,
+    };
+    file.map(Some)
+        .ok_or_else(|| not_shown(tree, format!("{name} is no longer in the archive")))
 }
 
 /// Replaces the segments in the backup by what a copy may replay.
@@ -331,7 +368,15 @@ fn confine_stored(directory: &TreeDirectory, added: &mut BTreeMap<Vec<u8>, Addit
 /// The content of the view's `pg_wal`.
 fn wal_names(tree: &BackupTree) -> Result<Vec<WalName>> {
     let is_without = matches!(tree.style, Style::Plain(plain) if !plain.wal);
-    if is_without || !tree.backup.is_of_server() {
+    match is_without || wal_is_apart(tree) {
+        true => Ok(Vec::new()),
+        false => recovery_wal(tree),
+    }
+}
+
+/// The WAL that a view gets from the archive.
+fn recovery_wal(tree: &BackupTree) -> Result<Vec<WalName>> {
+    if !tree.backup.is_of_server() {
         return Ok(Vec::new());
     }
     let mut names: Vec<WalName> = match self_contained(tree) {
@@ -342,6 +387,12 @@ fn wal_names(tree: &BackupTree) -> Result<Vec<WalName>> {
         names.extend(ancestry(tree)?.into_iter().map(WalName::History));
     }
     Ok(names)
+}
+
+/// Whether that is in Barman's directory.
+fn wal_is_apart(tree: &BackupTree) -> bool {
+    let is_apart = tree.barman_layout().is_some_and(|layout| layout.wal_apart);
+    is_apart && self_contained(tree).is_some()
 }
 
 fn self_contained(tree: &BackupTree) -> Option<&Plan> {

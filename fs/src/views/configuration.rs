@@ -9,9 +9,10 @@ use barmanfs_pg::conf::{ConfLine, quoted};
 use barmanfs_pg::pg_control::RequiredSettings;
 
 use super::confinement::{self, Override, TAKEN_OUT};
-use super::context::CopyOptions;
+use super::context::{BARMAN_WAL, CopyOptions};
 use super::copy_recovery::Recovery;
 
+mod barman_layout;
 mod files;
 mod introduction;
 mod minimal;
@@ -222,6 +223,14 @@ fn settings(backup: &Backup, recovery: Option<&Recovery>) -> String {
         "# Of the original, and not for a copy: waiting before a commit is replayed.".to_owned(),
         "recovery_min_apply_delay = 0".to_owned(),
     ]);
+    // A command of the shell, in the data directory.
+    let is_apart = recovery.is_some_and(|recovery| recovery.wal_is_apart);
+    lines.extend(is_apart.then(|| {
+        format!(
+            "recovery_end_command = {}",
+            quoted(&format!("rm -fr {BARMAN_WAL}"))
+        )
+    }));
     lines.extend(recovery.map(|recovery| hot_standby(recovery).to_owned()));
     let primary = recovery.and_then(|recovery| recovery.standby.as_ref()?.primary_conninfo.as_deref());
     lines.extend(primary.map(|conninfo| format!("primary_conninfo = {}", quoted(conninfo))));

@@ -59,9 +59,22 @@ pub struct CopyOptions {
     pub socket_directory: Option<String>,
     /// It has no signal: PostgreSQL replays what is in `pg_wal` as after a crash, and stays on the timeline.
     pub same_timeline: bool,
+    /// The files have the names that Barman gives them.
+    pub barman_layout: Option<BarmanLayout>,
     /// Further files at the top, by name.
     pub files: Vec<(String, Vec<u8>)>,
 }
+
+/// The tree of a restore by Barman: what it takes out of the configuration has its mark, and the manifest has the backup's id in
+/// its name.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct BarmanLayout {
+    /// The WAL of a copy that has all its WAL is in `barman_wal` and not in `pg_wal`.
+    pub wal_apart: bool,
+}
+
+/// Barman's directory for the WAL of a recovery to a target.
+pub(super) const BARMAN_WAL: &str = "barman_wal";
 
 /// How `raw/` shows backups that are written in `pg_basebackup`'s plain format.
 #[derive(Debug, Clone, Copy)]

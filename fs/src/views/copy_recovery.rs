@@ -8,7 +8,7 @@ use barmanfs_pg::conf::quoted;
 use barmanfs_pg::pg_control::{ControlFile, RequiredSettings};
 use barmanfs_store::Node;
 
-use super::context::{Context, CopyOptions, StandbyOptions};
+use super::context::{BARMAN_WAL, Context, CopyOptions, StandbyOptions};
 use super::generated;
 use super::restore::{self, Reading};
 use crate::entry::Body;
@@ -20,6 +20,8 @@ pub(super) struct Recovery {
     pub(super) action: Action,
     /// The command that fetches WAL; none if the copy holds all its WAL.
     pub(super) restore_command: Option<String>,
+    /// Whether that is a directory of the copy, as in a restore by Barman.
+    pub(super) wal_is_apart: bool,
     /// Whether that command reads from the mount.
     pub(super) reads_the_mount: bool,
     /// The settings of a standby, if the copy becomes one.
@@ -38,6 +40,9 @@ impl Recovery {
         };
         let copy = context.options.copy.as_ref();
         let restore_command = match (plan.spec.self_contained, copy) {
+            (true, Some(copy)) if copy.barman_layout.is_some_and(|layout| layout.wal_apart) => {
+                Some(format!("cp {BARMAN_WAL}/%f %p"))
+            }
             (true, _) => None,
             (false, Some(copy)) => Some(copy.restore_command.clone()),
             (false, None) => {
@@ -47,6 +52,7 @@ impl Recovery {
         };
         Some(Self {
             required: required(context, &plan),
+            wal_is_apart: plan.spec.self_contained && restore_command.is_some(),
             reads_the_mount: copy.is_none(),
             standby: copy.and_then(|copy| copy.standby.clone()),
             action: plan.spec.action.unwrap_or(context.options.recovery_target_action),
@@ -64,6 +70,7 @@ impl Recovery {
     ) -> Self {
         Self {
             required: plan.required.map(|on_the_way| on_the_way.max(ran_with)),
+            wal_is_apart: false,
             reads_the_mount: false,
             standby: copy.standby.clone(),
             action: plan.spec.action.unwrap_or(action),

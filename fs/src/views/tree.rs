@@ -10,7 +10,7 @@ use barmanfs_store::sync::lock;
 use barmanfs_store::{Attributes, DirectoryRef, Entry, Node};
 
 use super::changes::{self, Addition, Changes};
-use super::context::{Context, PlainOptions};
+use super::context::{BarmanLayout, Context, PlainOptions};
 use super::copy_recovery::Recovery;
 use crate::entry::{Body, Child, Children, Content, Directory, Lifetime};
 use crate::error::{NOT_FOUND, Result};
@@ -99,6 +99,12 @@ impl BackupTree {
             usage,
             configuration: OnceLock::new(),
         }
+    }
+
+    /// The layout of Barman, if it is written in that.
+    pub(super) fn barman_layout(&self) -> Option<BarmanLayout> {
+        let copy = self.context.options.copy.as_ref()?;
+        copy.barman_layout.filter(|_| self.style.is_startable())
     }
 
     /// Its configuration files from outside the data directory, if there are any.

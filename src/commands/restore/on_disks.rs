@@ -17,10 +17,12 @@ use crate::restore::remote::RemoteShell;
 fn refuse(args: &RestoreArgs) -> Result<(), Error> {
     let given = [
         (args.is_self_contained(), "--no-get-wal and --same-timeline"),
+        (args.barman_layout, "--barman-layout"),
         (args.no_recovery, "--no-recovery"),
         (args.keep_origin, "--keep-origin"),
         (args.recovery_conf_filename.is_some(), "--recovery-conf-filename"),
         (!args.tablespace.is_empty(), "--tablespace"),
+        (args.waldir.is_some(), "--waldir"),
         (args.restore_config.is_some(), "--restore-config"),
         (args.delta_restore, "--delta-restore"),
     ];

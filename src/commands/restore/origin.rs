@@ -1,16 +1,21 @@
-//! What Barman does by itself, and `restore` only where it is asked for: the configuration as it was, and the original's timeline.
+//! What Barman does by itself, and `restore` only where it is asked for: the configuration as it was, Barman's description of the
+//! backup, and the original's timeline.
 
 use barmanfs_catalog::recovery::Plan;
 use barmanfs_catalog::{Backup, Repository};
 use barmanfs_store::Node;
 
 use crate::error::Error;
+use crate::export;
 
 /// The files that a copy has changed.
 const CHANGED: [&str; 2] = ["postgresql.conf", "postgresql.auto.conf"];
 
 /// Barman's ending.
 const ORIGIN: &str = ".origin";
+
+/// Barman's name for the description of the backup.
+const RECOVER_INFO: &str = ".barman-recover.info";
 
 /// No configuration is longer.
 const MAX_BYTES: u64 = 16 << 20;
@@ -40,6 +45,15 @@ pub(super) fn files(repository: &Repository, backup: &Backup) -> Result<Vec<(Str
         files.push((format!("{name}{ORIGIN}"), text));
     }
     Ok(files)
+}
+
+/// The description of the backup that Barman leaves in a restored directory.
+pub(super) fn barmans_description(
+    repository: &Repository,
+    backup: &Backup,
+) -> Result<(String, Vec<u8>), Error> {
+    let text = export::barmans_description(repository, backup)?;
+    Ok((RECOVER_INFO.to_owned(), text.into_bytes()))
 }
 
 /// Refuses a way along several timelines, and warns: without a recovery, PostgreSQL never leaves the one of the backup.

@@ -121,6 +121,7 @@ fn facts(args: &RestoreArgs, choice: &Choice, report: &RestoreReport<'_>) -> Fac
             format!("{} at {}", tablespace.oid, tablespace.location),
         );
     }
+    facts.add_some("WAL directory", report.wal_directory.clone());
     if let Some(configuration) = &report.configuration {
         let files = output::count(configuration.files.len(), "file");
         facts.add("Configuration", format!("{files} in {}", configuration.directory));

@@ -10,6 +10,7 @@ use crate::error::Error;
 use crate::output;
 use crate::restore::destination::{HELD, dangling, not_empty};
 use crate::restore::marker;
+use crate::restore::part::Part;
 use crate::restore::space::TreeSize;
 use crate::restore::tablespaces::Relocations;
 
@@ -250,9 +251,9 @@ impl Facts {
     /// Refuses file systems that have not enough space.
     pub(super) fn refuse_space(&self, relocations: &Relocations, size: &TreeSize) -> Result<(), Error> {
         let mut needed: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
-        let outside: Vec<u32> = relocations.iter().map(|(oid, _)| oid).collect();
+        let outside: Vec<Part> = relocations.iter().map(|(part, _)| part).collect();
         let own = size.disk_bytes_but(&outside);
-        let bytes = outside.iter().map(|oid| size.disk_bytes_of(*oid));
+        let bytes = outside.iter().map(|part| size.disk_bytes_of(*part));
         for (number, bytes) in std::iter::once(own).chain(bytes).enumerate() {
             let found = self.places.get(&number);
             if let Some((found, free)) = found.and_then(|found| Some((found, found.free_bytes?))) {

@@ -2,7 +2,7 @@
 //!
 //! Directories come first, for one user only, then files; directories get their attributes when nothing is added to them any
 //! more. What makes a data directory of it, its configuration and its links come last, in an archive of their own. A
-//! tablespace elsewhere has archives of its own too, because not every tar follows a link.
+//! part elsewhere (a tablespace, the WAL) has archives of its own too, because not every tar follows a link.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,7 +19,8 @@ use crate::error::Error;
 use crate::progress::Progress;
 use crate::restore::destination::{GLOBAL, HELD, held_name};
 use crate::restore::first_error::FirstError;
-use crate::restore::tablespaces::{self, Relocations};
+use crate::restore::part::Part;
+use crate::restore::tablespaces::Relocations;
 use crate::restore::throttle::Throttle;
 use crate::restore::tree_writer::interrupted;
 use crate::restore::view::{SourceFile, ViewTree, Visitor};
@@ -82,10 +83,10 @@ impl TreeSender<'_> {
     /// Sends everything. No server starts there after that, because two files have other names.
     pub(super) fn send(&self, rest: &Rest) -> Result<u64, Error> {
         let shared = Shared::default();
-        for (oid, location) in self.relocations.iter() {
-            self.send_directories(rest, Some(oid), location)?;
-            self.send_files(Some(oid), location, &shared)?;
-            self.send_last(rest, Some(oid), location, &shared)?;
+        for (part, location) in self.relocations.iter() {
+            self.send_directories(rest, Some(part), location)?;
+            self.send_files(Some(part), location, &shared)?;
+            self.send_last(rest, Some(part), location, &shared)?;
         }
         self.send_directories(rest, None, self.directory)?;
         self.send_files(None, self.directory, &shared)?;
@@ -109,7 +110,7 @@ impl TreeSender<'_> {
         stream.finish()
     }
 
-    fn send_directories(&self, rest: &Rest, base: Option<u32>, directory: &Path) -> Result<(), Error> {
+    fn send_directories(&self, rest: &Rest, base: Option<Part>, directory: &Path) -> Result<(), Error> {
         let mut stream = Stream::start(self.shell, &unpack(directory))?;
         for (names, stat) in &rest.directories {
             let Some(path) = self.below(base, names) else {
@@ -131,11 +132,11 @@ impl TreeSender<'_> {
     }
 
     /// The path of a directory below a base, if it is in that.
-    fn below(&self, base: Option<u32>, names: &[Vec<u8>]) -> Option<PathBuf> {
+    fn below(&self, base: Option<Part>, names: &[Vec<u8>]) -> Option<PathBuf> {
         if self.base_of(names) != base {
             return None;
         }
-        let skipped = if base.is_some() { 2 } else { 0 };
+        let skipped = base.map_or(0, Part::depth);
         Some(
             names
                 .iter()
@@ -145,12 +146,12 @@ impl TreeSender<'_> {
         )
     }
 
-    /// The tablespace elsewhere that a directory is in.
-    fn base_of(&self, names: &[Vec<u8>]) -> Option<u32> {
-        tablespaces::oid_of(names).filter(|oid| self.relocations.of(*oid).is_some())
+    /// The part elsewhere that a directory is in.
+    fn base_of(&self, names: &[Vec<u8>]) -> Option<Part> {
+        Part::of(names).filter(|part| self.relocations.of(*part).is_some())
     }
 
-    fn send_files(&self, base: Option<u32>, directory: &Path, shared: &Shared) -> Result<(), Error> {
+    fn send_files(&self, base: Option<Part>, directory: &Path, shared: &Shared) -> Result<(), Error> {
         thread::scope(|scope| {
             let (sender, receiver) = sync_channel(QUEUE);
             let receiver = Arc::new(Mutex::new(receiver));
@@ -247,7 +248,7 @@ impl TreeSender<'_> {
     fn send_last(
         &self,
         rest: &Rest,
-        base: Option<u32>,
+        base: Option<Part>,
         directory: &Path,
         shared: &Shared,
     ) -> Result<(), Error> {
@@ -269,7 +270,7 @@ impl TreeSender<'_> {
         &self,
         stream: &mut Stream,
         rest: &Rest,
-        base: Option<u32>,
+        base: Option<Part>,
         sending: &Sending<'_>,
     ) -> Result<(), Error> {
         let failed = |error: std::io::Error| not_sent(&error);
@@ -334,7 +335,7 @@ struct Collector<'a> {
 
 impl Visitor for Collector<'_> {
     fn enter(&mut self, name: &[u8], stat: &Stat) -> Result<(), Error> {
-        if let Some(location) = self.relocations.of_child(&self.names, name) {
+        if let Some((_, location)) = self.relocations.of_child(&self.names, name) {
             let target = location.as_os_str().as_encoded_bytes().to_vec();
             self.rest.links.push((path_of(&self.names, name), *stat, target));
         }
@@ -370,7 +371,7 @@ impl Visitor for Collector<'_> {
 /// Passes the files of a base on to the streams.
 struct Passer<'a> {
     sender: &'a TreeSender<'a>,
-    base: Option<u32>,
+    base: Option<Part>,
     queue: SyncSender<(PathBuf, SourceFile)>,
     shared: &'a Shared,
     names: Vec<Vec<u8>>,

@@ -10,7 +10,7 @@ use barmanfs_store::{Attributes, Node};
 use super::super::changes;
 use super::super::confinement::{self, Confined, Override, Source, Stored, TAKEN_OUT, TreeSource, Values};
 use super::super::tree::TreeDirectory;
-use super::{append_block, block_of_a_clone, minimal, of_the_recovery, without_block};
+use super::{append_block, barman_layout, block_of_a_clone, minimal, of_the_recovery, without_block};
 use crate::entry::Body;
 use crate::error::{Error, Result};
 
@@ -59,9 +59,25 @@ impl Parts {
 pub(in crate::views) fn files(root: &TreeDirectory) -> Result<Vec<ConfigurationFile>> {
     let parts = parts(root, false)?;
     let mut files = changed(&parts);
+    if root.tree.barman_layout().is_some() {
+        mark(&parts, &mut files);
+    }
     auto_conf(root, &parts, &mut files)?;
     access(root, &parts.confined, &mut files)?;
     Ok(files)
+}
+
+/// Marks lines of `postgresql.conf` as Barman does.
+fn mark(parts: &Parts, files: &mut Vec<ConfigurationFile>) {
+    let Some(conf) = parts.confined.file(CONF.as_bytes()) else {
+        return;
+    };
+    files.retain(|file| file.path != CONF.as_bytes());
+    files.push(ConfigurationFile {
+        path: CONF.into(),
+        attributes: conf.attributes,
+        text: barman_layout::marked(&conf.text),
+    });
 }
 
 /// All configuration files that a clone starts with. Its confinement is in `postgresql.conf` too, because ALTER SYSTEM
@@ -177,7 +193,10 @@ fn auto_conf(root: &TreeDirectory, parts: &Parts, files: &mut Vec<ConfigurationF
     let Some(stored) = parts.confined.file(AUTO_CONF.as_bytes()) else {
         return Ok(());
     };
-    let mut text = stored.text.clone();
+    let mut text = match tree.barman_layout() {
+        Some(_) => barman_layout::marked(&stored.text),
+        None => stored.text.clone(),
+    };
     let options = &tree.context.options;
     let recovery_file = options
         .copy

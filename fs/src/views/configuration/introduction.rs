@@ -5,6 +5,7 @@ use std::path::Path;
 
 use barmanfs_catalog::{Action, Backup, Target};
 
+use super::super::context::BARMAN_WAL;
 use super::super::copy_recovery::Recovery;
 
 const ARCHIVES_NOTHING: &str = "\
@@ -80,6 +81,11 @@ fn target_in_words(recovery: &Recovery) -> String {
 fn wal_in_words(recovery: &Recovery, mount_point: &Path) -> String {
     if recovery.restore_command.is_none() {
         return "# Started, it replays the WAL in its pg_wal: all it needs lies there.\n".to_owned();
+    }
+    if recovery.wal_is_apart {
+        return format!(
+            "# Started, it replays the WAL in its {BARMAN_WAL}: all it needs lies there. At the end it removes that.\n"
+        );
     }
     if !recovery.reads_the_mount {
         return "# Started, it replays WAL that its restore_command fetches from the repository.\n\
