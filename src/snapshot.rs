@@ -2,14 +2,17 @@
 //!
 //! A snapshot is taken between `pg_backup_start` and `pg_backup_stop` ([`window`]), by a command of the site
 //! ([`crate::hooks::storage`]), or by a person who brings the label that the server returned ([`given`]). It is mounted, and its
-//! data directory is read into the repository ([`ingest`], from [`places`]): that is a backup as any other. Or it stays in the
+//! data directory is read into the repository ([`ingest`], from [`places`] and [`tablespaces`]): that is a backup as any other. Or it stays in the
 //! storage ([`kept`]), and only its label and its disks are recorded.
 
+mod abandoned;
 mod given;
 mod ingest;
 mod kept;
 mod pages;
 mod places;
+mod running;
+mod tablespaces;
 mod taken;
 mod window;
 

@@ -70,6 +70,7 @@ mod settings;
 mod silent_server;
 mod slots;
 mod snapshot;
+mod snapshot_in_storage;
 mod standby;
 mod status;
 mod tablespaces;
@@ -112,6 +113,7 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("second_backup", second_backup::TESTS),
     ("incremental", incremental::TESTS),
     ("snapshot", snapshot::TESTS),
+    ("snapshot_in_storage", snapshot_in_storage::TESTS),
     ("import", import::TESTS),
     ("import_pgbackrest", import_pgbackrest::TESTS),
     ("import_walg", import_walg::TESTS),

@@ -31,8 +31,8 @@ mod upkeep;
 pub use archive::backup::{
     Annotation, Annotations, Backup, BackupEnd, BackupKind, BackupRoot, BackupRun, BackupSelector,
     BackupStatus, BootCheck, BootOutcome, BootTest, BootTestLock, ClonedFrom, ConfigurationFiles,
-    DeletionGuard, Import, Imported, NewBackup, ReadGuard, Reliability, SnapshotDisk, StorageSnapshot,
-    Tablespace,
+    DeletionGuard, Import, Imported, IntendedSnapshot, NewBackup, ReadGuard, Reliability, SnapshotDisk,
+    StorageSnapshot, Tablespace,
 };
 pub use archive::clones::{CloneDescription, CloneDraft, CloneLock, CloneOrigin, ExtraFile};
 pub use archive::damage::KnownLoss;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use barmanfs_catalog::{Backup, Repository, SnapshotDisk};
+use barmanfs_catalog::{Backup, IntendedSnapshot, Repository, SnapshotDisk};
 
 use super::Subject;
 use super::finding::{Finding, Findings};
@@ -29,6 +29,11 @@ pub(super) fn check(
     let of: Vec<&Backup> = backups.iter().filter(is_there).collect();
     if server.snapshots.is_method && server.snapshots.take.is_none() {
         return findings.failed(NAME, "backup_method = snapshot, and there is no snapshot_command");
+    }
+    match repository.abandoned_snapshots(&server.name) {
+        Err(error) => findings.failed(NAME, error.to_string()),
+        Ok(abandoned) if abandoned.is_empty() => {}
+        Ok(abandoned) => findings.push(Finding::warning(NAME, left_behind(&abandoned))),
     }
     if of.is_empty() {
         return;
@@ -62,4 +67,17 @@ pub(super) fn check(
             );
         }
     }
+}
+
+fn left_behind(abandoned: &[IntendedSnapshot]) -> String {
+    let names: Vec<&str> = abandoned
+        .iter()
+        .take(SHOWN)
+        .map(|snapshot| snapshot.name.as_str())
+        .collect();
+    format!(
+        "{} may be left in the storage by backups that were killed, {} among them: the next backup deletes what is there",
+        output::count(abandoned.len(), "snapshot"),
+        names.join(", ")
+    )
 }

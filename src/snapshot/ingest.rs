@@ -16,7 +16,8 @@ use barmanfs_pg::{Lsn, tablespace_map};
 use barmanfs_store::{Attributes, open_regular};
 
 use super::pages::{Findings, Pages, Rules};
-use super::places::{Snapshot, Wanted, hole, linked};
+use super::places::{Snapshot, hole, linked};
+use super::tablespaces::Wanted;
 use super::window::Stopped;
 use crate::backup::files::{BackupFiles, LABEL, MANIFEST};
 use crate::backup::receive::manifest_attributes;
@@ -157,6 +158,7 @@ impl Ingest<'_> {
                 has_checksums: self.snapshot.control.data_checksum_version != 0,
             },
             major: self.snapshot.version.major(),
+            version_directory: self.snapshot.version_directory(),
             findings: Findings::default(),
         };
         directory::store(
@@ -221,6 +223,8 @@ struct Walk<'a> {
     places: &'a BTreeMap<u32, PathBuf>,
     rules: Rules,
     major: u32,
+    /// The directory of a tablespace with the files of this cluster.
+    version_directory: String,
     findings: Findings,
 }
 
@@ -240,6 +244,15 @@ impl Walk<'_> {
         }
         if let Some(place) = tablespace_oid(path).and_then(|oid| self.places.get(&oid)) {
             return Ok(Choice::Follow(place.clone()));
+        }
+        // Other clusters and other things may lie beside the files of this one, as in a base backup.
+        if tablespace_entry(path).is_some_and(|name| name != self.version_directory.as_bytes()) {
+            return Ok(Choice::LeaveOut);
+        }
+        // A tablespace within the data directory is in the backup once.
+        if found.is_dir() && self.is_tablespace(path, place) {
+            intake.directory(path, attributes(found))?;
+            return Ok(Choice::Stored);
         }
         match inclusion(path) {
             Inclusion::LeftOut | Inclusion::Wal => return Ok(Choice::LeaveOut),
@@ -268,6 +281,10 @@ impl Walk<'_> {
             return Ok(Choice::Take);
         }
         self.file(intake, path, place)
+    }
+
+    fn is_tablespace(&self, path: &[u8], place: &Path) -> bool {
+        !path.starts_with(TABLESPACES) && self.places.values().any(|tablespace| tablespace == place)
     }
 
     fn too_new(&self, page: &str) -> Error {
@@ -326,6 +343,13 @@ fn tablespace_oid(path: &[u8]) -> Option<u32> {
     std::str::from_utf8(name).ok()?.parse().ok()
 }
 
+/// The name in `pg_tblspc/<oid>/<name>`.
+fn tablespace_entry(path: &[u8]) -> Option<&[u8]> {
+    let mut names = path.strip_prefix(TABLESPACES)?.split(|byte| *byte == b'/');
+    let (_oid, name) = (names.next()?, names.next()?);
+    names.next().is_none().then_some(name)
+}
+
 /// `base/<oid>`: it has at least the map of its catalogs. That of a database in a tablespace may be empty.
 fn is_database(path: &[u8]) -> bool {
     let name = path.strip_prefix(b"base/").unwrap_or_default();
@@ -364,5 +388,9 @@ mod tests {
         }
         assert_eq!(tablespace_oid(b"pg_tblspc/16384"), Some(16384));
         assert_eq!(tablespace_oid(b"pg_tblspc/16384/x"), None);
+        assert_eq!(tablespace_entry(b"pg_tblspc/16384/x"), Some(&b"x"[..]));
+        for path in ["pg_tblspc/16384", "pg_tblspc/16384/x/5", "base/5/1259"] {
+            assert_eq!(tablespace_entry(path.as_bytes()), None, "{path}");
+        }
     }
 }

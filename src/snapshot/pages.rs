@@ -1,8 +1,9 @@
 //! Looks at the pages of relations while they are read.
 //!
-//! A page that was changed after `pg_backup_stop` proves that the snapshot was taken too late. A page that was last changed
-//! before `pg_backup_start` must have the right checksum, as a server verifies it when it sends a backup; one that was changed
-//! since may be torn, and is replaced when WAL is replayed.
+//! A page that was changed after `pg_backup_stop` proves that the snapshot was taken too late. It proves it only if it is what a
+//! server has written: with the right checksum, and at a position that the server can have reached. Anything else is damage. A
+//! page that was last changed before `pg_backup_start` must have the right checksum, as a server verifies it when it sends a
+//! backup; one that was changed since may be torn, and is replaced when WAL is replayed.
 
 use std::io::{self, Read};
 
@@ -12,6 +13,9 @@ use barmanfs_pg::relation_name::RelationFile;
 
 /// Pages of one file of a relation.
 const SEGMENT_PAGES: u32 = 131_072;
+
+/// No server writes as much WAL between a backup and the snapshot that somebody takes for it.
+const NEVER_WRITTEN_BYTES: u64 = 1 << 50;
 
 /// The most places that are named.
 const NAMED_MAX: usize = 100;
@@ -96,23 +100,25 @@ impl<'a, R: Read> Pages<'a, R> {
             }
             return;
         };
-        if header.lsn > self.rules.newest {
-            let newer = || format!("{} was changed at {}", place(), header.lsn);
-            self.findings.newer.get_or_insert_with(newer);
-        }
-        if !self.rules.has_checksums || header.lsn >= self.rules.start {
+        if header.lsn.0.saturating_sub(self.rules.newest.0) >= NEVER_WRITTEN_BYTES {
+            self.findings
+                .note(|| format!("{}: changed at {}, which no server reaches", place(), header.lsn));
             return;
         }
-        let expected = checksum(&self.page, self.block);
-        match header.checksum == expected {
-            true => self.findings.right_count += 1,
-            false => self.findings.note(|| {
-                format!(
-                    "{}: calculated {expected:X}, found {:X}",
-                    place(),
-                    header.checksum
-                )
-            }),
+        let is_newer = header.lsn > self.rules.newest;
+        let is_old = header.lsn < self.rules.start;
+        let (found, expected) = match self.rules.has_checksums && (is_newer || is_old) {
+            true => (header.checksum, checksum(&self.page, self.block)),
+            false => (0, 0),
+        };
+        if found != expected {
+            self.findings
+                .note(|| format!("{}: calculated {expected:X}, found {found:X}", place()));
+        } else if is_newer {
+            let newer = || format!("{} was changed at {}", place(), header.lsn);
+            self.findings.newer.get_or_insert_with(newer);
+        } else if is_old && self.rules.has_checksums {
+            self.findings.right_count += 1;
         }
     }
 }
@@ -138,9 +144,11 @@ impl<R: Read> Read for Pages<'_, R> {
 mod tests {
     use super::*;
 
-    fn page(lsn: u32, block: u32) -> [u8; PAGE_BYTES] {
+    fn page(lsn: u64, block: u32) -> [u8; PAGE_BYTES] {
         let mut page = [0; PAGE_BYTES];
-        page[4..8].copy_from_slice(&lsn.to_le_bytes());
+        let (high, low) = ((lsn >> 32) as u32, lsn as u32);
+        page[..4].copy_from_slice(&high.to_le_bytes());
+        page[4..8].copy_from_slice(&low.to_le_bytes());
         for (at, value) in [(12, 24_u16), (14, 8000), (16, 8192), (18, 0x2004)] {
             page[at..at + 2].copy_from_slice(&value.to_le_bytes());
         }
@@ -150,10 +158,14 @@ mod tests {
     }
 
     fn looked_at(bytes: &[u8]) -> Findings {
+        looked_at_by(bytes, true)
+    }
+
+    fn looked_at_by(bytes: &[u8], has_checksums: bool) -> Findings {
         let rules = Rules {
             start: Lsn(1000),
             newest: Lsn(2000),
-            has_checksums: true,
+            has_checksums,
         };
         let file = barmanfs_pg::relation_name::parse(b"base/5/16384.1").unwrap();
         let mut findings = Findings::default();
@@ -183,5 +195,22 @@ mod tests {
             found.newer.as_deref(),
             Some("base/5/16384.1, block 131072 was changed at 0/7D1")
         );
+    }
+
+    /// The kind: what no server has written says nothing about the time of the snapshot.
+    #[test]
+    fn garbage_does_not_make_a_snapshot_too_new() {
+        let mut garbage = page(2001, SEGMENT_PAGES);
+        garbage[5000] = 1;
+        let found = looked_at(&garbage);
+        assert_eq!((found.newer, found.wrong_count), (None, 1));
+        // Without checksums the position is all there is.
+        let far = page(2000 + NEVER_WRITTEN_BYTES, SEGMENT_PAGES);
+        for has_checksums in [true, false] {
+            let found = looked_at_by(&far, has_checksums);
+            assert_eq!((found.newer, found.wrong_count), (None, 1));
+        }
+        assert!(looked_at_by(&page(2001, SEGMENT_PAGES), false).newer.is_some());
+        assert_eq!(looked_at_by(&page(999, SEGMENT_PAGES), false).right_count, 0);
     }
 }

@@ -4,12 +4,14 @@
 use std::path::Path;
 use std::time::Duration;
 
-use barmanfs_catalog::{Backup, BackupId, BackupRun, BackupStatus, Repository, SnapshotDisk};
+use barmanfs_catalog::{
+    Backup, BackupId, BackupRun, BackupStatus, IntendedSnapshot, Repository, SnapshotDisk,
+};
 
 use super::ingest::Ingest;
 use super::places::Snapshot;
 use super::window::{Stopped, Window};
-use super::{Asked, kept, refuse_forks};
+use super::{Asked, abandoned, kept, refuse_forks};
 use crate::backup::checkpoint::Checkpoint;
 use crate::backup::hold::Hold;
 use crate::backup::{self, BARMANS_NEW, BackupOptions, Stop, configuration, stop, wal_source};
@@ -144,6 +146,7 @@ impl Taken<'_> {
         run.annotate(self.options.annotations.clone());
         let id = run.id();
         *begun = Some(id);
+        abandoned::delete(self.repository, name, &self.storage);
         let context = |error: Error| error.context(format_args!("Backup {id} of server {name} FAILED"));
         let begun = self
             .run_hooks(id, connection)
@@ -193,7 +196,11 @@ impl Taken<'_> {
             Ok((end, kept)) => run.finish_snapshot(end, kept).map_err(Error::from),
             Err(error) => Err(self.failed(run, error)),
         };
-        done.inspect_err(|_| self.delete(id, name, disks))
+        match &done {
+            Ok(_) => abandoned::forget(self.repository, &self.intended(id, name)),
+            Err(_) => self.delete(id, name, disks),
+        }
+        done
     }
 
     fn failed(&self, run: BackupRun, error: Error) -> Error {
@@ -232,12 +239,14 @@ impl Taken<'_> {
         if !is_fast && !self.options.quiet {
             tracing::info!("Backup of {}: {sentence}", self.server.name);
         }
+        self.repository.intend_snapshot(&self.intended(id, &name))?;
         let window = Window::open(
             self.server,
             &self.cluster,
             (&label, is_fast),
             (&self.checkpoint, self.stop),
-        )?;
+        );
+        let window = window.inspect_err(|_| abandoned::forget(self.repository, &self.intended(id, &name)))?;
         let subject = Subject {
             tablespaces: &window.tablespaces(),
             ..self.subject(id, &name)
@@ -255,6 +264,15 @@ impl Taken<'_> {
                 self.delete(id, &name, &disks);
                 Err(error)
             }
+        }
+    }
+
+    fn intended(&self, id: BackupId, name: &str) -> IntendedSnapshot {
+        IntendedSnapshot {
+            server: self.server.name.clone(),
+            backup: id,
+            name: name.to_owned(),
+            data_directory: self.data_directory().map(str::to_owned),
         }
     }
 
@@ -345,15 +363,16 @@ impl Taken<'_> {
 
     /// Deletes the snapshot in the storage. A failure costs space there, and no backup.
     fn delete(&self, id: BackupId, name: &str, disks: &[SnapshotDisk]) {
-        if !self.storage.has(Act::Delete) {
-            return;
-        }
         let subject = Subject {
             disks,
             ..self.subject(id, name)
         };
-        if let Err(error) = self.storage.run(Act::Delete, &subject) {
+        if self.storage.has(Act::Delete)
+            && let Err(error) = self.storage.run(Act::Delete, &subject)
+        {
             tracing::error!("Snapshot {name} may be left in the storage: {error}");
+            return;
         }
+        abandoned::forget(self.repository, &self.intended(id, name));
     }
 }

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 
 use barmanfs_catalog::retention::{Approved, RetentionRules};
 use barmanfs_catalog::{
-    Backup, BackupKind, BackupSelector, BackupStatus, Repository, Silent, SnapshotDisk, StorageSnapshot,
-    SweepOptions, TargetSpec, VerifyScope,
+    Backup, BackupKind, BackupSelector, BackupStatus, IntendedSnapshot, Repository, Silent, SnapshotDisk,
+    StorageSnapshot, SweepOptions, TargetSpec, VerifyScope,
 };
 use barmanfs_pg::TimestampMicros;
 
@@ -127,4 +127,34 @@ fn nothing_is_left_of_a_deleted_snapshot() {
     assert_eq!(stored(&f, KIND), 0);
     Repository::rebuild(f.repository.path(), &mut Silent).unwrap();
     assert!(f.repository.backups(&f.server).unwrap().is_empty());
+}
+
+/// The kind: a kill between the snapshot in the storage and its record.
+#[test]
+fn a_snapshot_without_a_record_is_known_by_its_name() {
+    let f = fixture();
+    let run = begin(&f.repository, &f.server);
+    let id = run.id();
+    let intended = |name: &str| IntendedSnapshot {
+        server: f.server.clone(),
+        backup: id,
+        name: name.to_owned(),
+        data_directory: None,
+    };
+    let abandoned = || f.repository.abandoned_snapshots(&f.server).unwrap();
+    f.repository.intend_snapshot(&intended("one")).unwrap();
+    assert_eq!(abandoned(), [], "it is being taken");
+    drop(run);
+    assert_eq!(abandoned(), [intended("one")]);
+    f.repository.forget_intended_snapshot(&f.server, id).unwrap();
+    f.repository.forget_intended_snapshot(&f.server, id).unwrap();
+    assert_eq!(abandoned(), []);
+    // One that is recorded is not abandoned, whatever the note says.
+    let taken = take(&f);
+    let recorded = IntendedSnapshot {
+        backup: taken.id,
+        ..intended("barmanfs-main-1")
+    };
+    f.repository.intend_snapshot(&recorded).unwrap();
+    assert_eq!(abandoned(), []);
 }

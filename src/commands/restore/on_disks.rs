@@ -59,7 +59,7 @@ pub(super) fn run(
             None => Host::Here,
         },
     };
-    let found = disks.check()?;
+    disks.check()?;
     let copy = CopyOptions {
         restore_command: restore_command(app, args, choice)?,
         standby: args.standby_mode.then(|| StandbyOptions {
@@ -68,13 +68,6 @@ pub(super) fn run(
         ..CopyOptions::default()
     };
     let action = request::usual_action(app.config.recovery_target_action, app.config.is_barmans);
-    let mut text = found.auto_conf;
-    append_recovery(
-        &mut text,
-        (plan.clone(), action),
-        &copy,
-        found.control.required_settings,
-    );
     let is_remote = args.remote_ssh_command.is_some();
     let mut report = RestoreReport::on_disks(&choice.backup, &plan, &directory, is_remote);
     report.notes.clone_from(&choice.notes);
@@ -84,6 +77,11 @@ pub(super) fn run(
         let config = app.config.server(choice.backup.server.as_str()).cloned();
         let what = (&choice.backup, directory.as_path(), args);
         hooked::with_hooks(repository, config.as_ref(), what, || {
+            // The scripts before a restore may have changed what is there.
+            let found = disks.check()?;
+            let mut text = found.auto_conf;
+            let required = found.control.required_settings;
+            append_recovery(&mut text, (plan.clone(), action), &copy, required);
             disks.place(&text, args.standby_mode)
         })?;
     }
