@@ -1,7 +1,8 @@
 //! A passive node: takes over what another site has of a server.
 //!
 //! The work itself is in the catalog ([`Repository::sync_from`]). Here is where the other site is: a directory of this host,
-//! or another host that runs `barmanfs agent --packs` ([`remote`], [`serve`]), or a Barman, whose home is imported ([`barman`]).
+//! or another host that runs `barmanfs agent --packs` ([`remote`], [`serve`]), or a Barman, here or on another host, whose home is
+//! imported ([`barman`]).
 
 mod barman;
 mod remote;
@@ -123,7 +124,7 @@ pub(crate) fn described(server: &ServerConfig) -> String {
 /// When it is not.
 pub(crate) fn reach(server: &ServerConfig, config: Option<&Path>) -> Result<String, Error> {
     match server.primary.kind() {
-        PrimaryKind::Barman => barman::reach(server),
+        PrimaryKind::Barman => barman::reach(server, config),
         PrimaryKind::Barmanfs => Primary::open(server, config).map(|_| described(server)),
     }
 }
@@ -144,7 +145,7 @@ pub(crate) fn run(
         return Err(not_passive(server));
     }
     let synced = match server.primary.kind() {
-        PrimaryKind::Barman => barman::sync(repository, server, extent),
+        PrimaryKind::Barman => barman::sync(repository, server, config, extent),
         PrimaryKind::Barmanfs => sync(repository, server, config, extent, monitor),
     };
     if let Err(error) = &synced {
@@ -170,14 +171,19 @@ fn sync(
         backups: extent.backups,
         wal: extent.wal,
     };
-    let report = repository.sync_from(&server.name, &primary.source()?, &options, monitor)?;
-    let partial_segments = match server.primary.partial && extent.wal {
-        true => {
-            let _acting = repository.as_owner()?;
-            spool::take(repository, &server.name, &primary)?
+    let mut report = repository.sync_from(&server.name, &primary.source()?, &options, monitor)?;
+    let mut partial_segments = 0;
+    if server.primary.partial && extent.wal {
+        let _acting = repository.as_owner()?;
+        let taken = spool::take(repository, &server.name, &primary)?;
+        partial_segments = taken.segments;
+        if !taken.problems.is_empty() {
+            report.problems.extend(taken.problems);
+            repository.note_sync(&server.name, |memory| {
+                memory.problems.clone_from(&report.problems)
+            })?;
         }
-        false => 0,
-    };
+    }
     Ok(Synced {
         primary: described(server),
         report,

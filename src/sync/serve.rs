@@ -110,7 +110,7 @@ impl<'a> Server<'a> {
             Request::Size { pack } => send(to, self.size(*pack)),
             Request::Read { pack, offset, bytes } => send(to, self.read(*pack, *offset, *bytes)),
             Request::Spool { server } => {
-                let entries = spool::list(self.path, &server.parse()?)?;
+                let entries = spool::list(self.path, self.own(server)?)?;
                 message(to, &Answer::Spool(entries))
             }
             Request::ReadSpool {
@@ -120,11 +120,19 @@ impl<'a> Server<'a> {
                 bytes,
             } => {
                 let place = (*offset, (*bytes).min(READ_BYTES_MAX));
-                match spool::read(self.path, &server.parse()?, name, place)? {
+                match spool::read(self.path, self.own(server)?, name, place)? {
                     Some(bytes) => wire::write_frame(to, Frame::Content, &bytes),
                     None => message(to, &Answer::Missing),
                 }
             }
+        }
+    }
+
+    /// The server that was asked for when this process was started, if this is its name: no request leads to another one.
+    fn own(&self, server: &str) -> Result<&ServerName, Error> {
+        match server == self.name.as_str() {
+            true => Ok(&self.name),
+            false => Err(wire::garbled("a request about another server")),
         }
     }
 
@@ -179,5 +187,45 @@ fn send(to: &mut impl Write, read: Result<Vec<u8>, StoreError>) -> Result<(), Er
             wire::write_json(to, Frame::Message, &Answer::Damaged(reason))
         }
         Err(error) => Err(barmanfs_catalog::Error::from(error).into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use barmanfs_catalog::{CreateOptions, Repository};
+
+    #[test]
+    fn no_request_leads_to_the_spool_of_another_server() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("repository");
+        Repository::create(&path, CreateOptions::default()).unwrap();
+        let segment = "000000010000000000000001";
+        for server in ["main", "other"] {
+            std::fs::create_dir_all(path.join("spool").join(server)).unwrap();
+            std::fs::write(
+                path.join("spool").join(server).join(format!("{segment}.partial")),
+                server,
+            )
+            .unwrap();
+        }
+        let served = Server::open(&path, "main").unwrap();
+        let answered = |request: &Request| {
+            let mut answer = Vec::new();
+            served.answer(request, &mut answer).map(|()| answer)
+        };
+        for (server, is_answered) in [("main", true), ("other", false)] {
+            let list = Request::Spool {
+                server: server.to_owned(),
+            };
+            let read = Request::ReadSpool {
+                server: server.to_owned(),
+                name: segment.to_owned(),
+                offset: 0,
+                bytes: 10,
+            };
+            assert_eq!(answered(&list).is_ok(), is_answered, "{server}");
+            assert_eq!(answered(&read).is_ok(), is_answered, "{server}");
+        }
     }
 }

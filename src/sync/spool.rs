@@ -1,7 +1,7 @@
 //! The spool of a primary: the WAL that its receiver has and its archive does not.
 //!
-//! It is a directory of files that grow, so what comes is the state of a moment, and replaces what came before. Here it lies
-//! in the spool, too, where recovery finds it, and goes when the archive has the segment.
+//! It is a directory of files that grow, so what comes is the state of a moment, and replaces what came before if it begins with
+//! the same bytes. Here it lies in the spool, too, where recovery finds it, and goes when the archive has the segment.
 
 use std::fs;
 use std::io::{self, ErrorKind, Read};
@@ -100,12 +100,21 @@ pub(super) fn read(
     Ok(None)
 }
 
-/// Takes over what the primary has received and not archived. Returns how many segments were copied.
-pub(super) fn take(repository: &Repository, server: &ServerName, primary: &Primary) -> Result<u64, Error> {
+/// What was taken over.
+#[derive(Debug, Default)]
+pub(super) struct Taken {
+    /// Segments that were copied.
+    pub(super) segments: u64,
+    /// What could not be taken.
+    pub(super) problems: Vec<String>,
+}
+
+/// Takes over what the primary has received and not archived.
+pub(super) fn take(repository: &Repository, server: &ServerName, primary: &Primary) -> Result<Taken, Error> {
     let entries = primary.spool(server)?;
     let archive = repository.wal(server);
     let spool = repository.spool(server)?;
-    let mut taken = 0;
+    let mut taken = Taken::default();
     for entry in entries.iter().take(MAX_ENTRIES) {
         let name: SegmentName = entry
             .name
@@ -131,9 +140,15 @@ pub(super) fn take(repository: &Repository, server: &ServerName, primary: &Prima
             // The segment was archived there meanwhile, and comes with the next sync.
             Some(Gone::Archived) => continue,
             Some(Gone::Failed(error)) => return Err(error),
-            None => replaced?,
+            None => match replaced {
+                Ok(is_replaced) => taken.segments += u64::from(is_replaced),
+                // What is here stays, and is settled when the archive has the segment.
+                Err(error @ barmanfs_catalog::Error::SpoolDiverges { .. }) => taken.problems.push(format!(
+                    "What the primary has received of {name} is not taken: {error}"
+                )),
+                Err(error) => return Err(error.into()),
+            },
         }
-        taken += 1;
     }
     // What the archive has by now is not needed any more.
     let newest = spool.partial()?.last().map(|name| name.timeline);

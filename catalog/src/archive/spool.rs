@@ -203,18 +203,19 @@ impl Spool {
         found.is_ok_and(|found| (found.mtime(), found.mtime_nsec()) == modified)
     }
 
-    /// Replaces a partial segment by what another receiver has of it by now, and gives it the time of that. Durable when it
-    /// returns.
+    /// Replaces a partial segment by what another receiver has of it by now, and gives it the time of that. Returns whether it
+    /// was replaced, durably; not if the one here has all of that, and may have more.
     ///
     /// # Errors
-    /// When it cannot be read or written; then the segment is as it was.
+    /// [`Error::SpoolDiverges`] when the other receiver has different bytes; when it cannot be read or written. Then the
+    /// segment is as it was.
     pub fn replace_partial(
         &self,
         name: SegmentName,
         size: SegmentSize,
         modified: (i64, i64),
         content: &mut dyn Read,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         file::replace(&self.directory, name, size, modified, content)
     }
 

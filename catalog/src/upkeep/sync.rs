@@ -9,6 +9,7 @@
 //! 3. The chunks that they refer to and that are not here are copied ([`copier`]), each checked against its id, into packs of
 //!    this repository. Then the record follows, with the id it has there. So a backup is here when all of it is here, a
 //!    kill leaves nothing that looks whole, and the next run goes on where this one ended.
+//! 4. A backup that cannot be taken counts for nothing: the policy judges the others as if it were not there ([`backups`]).
 //!
 //! Whole packs are not copied: they hold records and chunks of other servers, deletions, and damage notes, which would mean
 //! something here. So a primary can add backups and WAL of the one server, and nothing else.
@@ -16,28 +17,29 @@
 //! What does not come along: deletions (unless they are asked for), decisions to keep a backup, boot tests, known damage,
 //! files in quarantine that no decision has taken, and clones.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use barmanfs_pg::TimestampMicros;
-use barmanfs_store::tree::ChunkRole;
-use barmanfs_store::{ChunkId, DirectoryRef, PackStorage, Record, RecordId, TreeReader};
+use barmanfs_store::{PackStorage, RecordId, TreeReader};
 use serde::Serialize;
 
-use crate::archive::backup::Backup;
 use crate::error::{Error, Result};
 use crate::home::locks::Lock;
 use crate::home::now;
-use crate::index::chunk_set::{ChunkSet, Met, Role};
+use crate::index::chunk_set::ChunkSet;
 use crate::index::repository::Repository;
 use crate::index::writer::Writer;
-use crate::monitor::{Monitor, Unit};
+use crate::monitor::Monitor;
 use crate::names::{BackupId, ServerName};
 use crate::retention::RetentionRules;
 
+mod backups;
 mod copier;
 mod deletions;
 mod footers;
+mod histories;
 mod joined;
 mod memory;
 mod offer;
@@ -47,7 +49,7 @@ use copier::Copier;
 use footers::Footers;
 pub use memory::SyncMemory;
 use memory::directory;
-use offer::{Offer, Said, is_here};
+use offer::Offer;
 use wal::Wanted;
 
 /// While a backup is copied, new WAL is fetched this often.
@@ -140,6 +142,8 @@ struct Sync<'a> {
     seen: ChunkSet,
     met: u64,
     took_wal: Instant,
+    /// The backups that were copied in this run, or could not be.
+    tried: BTreeSet<RecordId>,
     /// When the primary was last looked at.
     looked_at: TimestampMicros,
     /// Whether all its packs could be read then.
@@ -199,6 +203,7 @@ impl Repository {
             seen: ChunkSet::new()?,
             met: 0,
             took_wal: Instant::now(),
+            tried: BTreeSet::new(),
             looked_at: now(),
             is_all_read: false,
             report: SyncReport::default(),
@@ -237,11 +242,7 @@ impl Sync<'_> {
             monitor.stage(&format!("Copying the WAL of {}", self.server));
             self.take_wal(monitor)?;
         }
-        // The newest first: it is what a recovery needs most.
-        for backup in backups.iter().rev() {
-            monitor.stage(&format!("Copying backup {} of {}", backup.body.id, self.server));
-            self.take_or_tell(backup, monitor)?;
-        }
+        self.take_backups(backups, monitor)?;
         if self.options.wal && !self.report.backups.is_empty() {
             self.look_again(monitor)?;
         }
@@ -285,6 +286,8 @@ impl Sync<'_> {
             self.problem(problem);
         }
         self.offer = offer;
+        let offered = |id: &RecordId| self.offer.backups.iter().any(|backup| backup.record.id == *id);
+        self.memory.untaken.retain(offered);
         self.wanted = self.wanted_wal()?;
         Ok(())
     }
@@ -311,175 +314,6 @@ impl Sync<'_> {
                 self.copier.publish()
             }
         }
-    }
-
-    /// Decisions about histories come with the files that they take.
-    fn take_histories(&mut self) -> Result<()> {
-        for history in self.offer.histories.clone() {
-            if self.node.db.read(|db| is_here(db, history.record.id))? {
-                continue;
-            }
-            if let Err(error) = self.node.refuse_foreign_decision(&history) {
-                self.report.problems.push(error.to_string());
-                continue;
-            }
-            if let Err(error) = self.take_history(&history) {
-                self.not_taken("A decision about the history", error)?;
-            }
-        }
-        self.copier.publish()
-    }
-
-    fn take_history(
-        &mut self,
-        history: &Said<crate::archive::history::records::HistoryRecord>,
-    ) -> Result<()> {
-        use crate::archive::history::records::Event;
-        let taken = match &history.body.event {
-            Event::Fork { .. } => &[][..],
-            Event::Keep { taken, .. } => taken,
-            Event::Restart(restart) => &restart.taken,
-        };
-        for id in taken {
-            let Some(file) = self.offer.quarantined.get(id).cloned() else {
-                continue;
-            };
-            if !self.node.db.read(|db| is_here(db, *id))? {
-                self.copy_file(&file.body.file.map)?;
-                self.copier.record(file.record)?;
-            }
-        }
-        self.copier.record(history.record.clone())
-    }
-
-    /// The backups to copy, oldest first.
-    fn wanted_backups(&mut self) -> Result<Vec<Said<Backup>>> {
-        let mut wanted = Vec::new();
-        if self.options.backups == SyncedBackups::Nothing {
-            return Ok(wanted);
-        }
-        let here = self.node.backups(self.server)?;
-        for backup in self.offer.backups.clone() {
-            let (id, record) = (backup.body.id, backup.record.id);
-            let is_chosen = match self.options.backups {
-                SyncedBackups::Only(only) => id == only,
-                _ => true,
-            };
-            if !is_chosen || here.iter().any(|other| other.record == Some(record)) {
-                continue;
-            }
-            if self.was_here(record)? {
-                self.report.deleted_here.push(id);
-            } else if here.iter().any(|other| other.id == id && other.is_complete()) {
-                let problem =
-                    format!("Backup {id} of the primary is not taken: there is another one of this id here");
-                self.report.problems.push(problem);
-            } else {
-                wanted.push(backup);
-            }
-        }
-        if let SyncedBackups::Only(id) = self.options.backups {
-            self.refuse_unknown(id, &here)?;
-            return Ok(wanted);
-        }
-        let obsolete = self.obsolete(&wanted)?;
-        wanted.retain(|backup| !obsolete.contains(&backup.body.id));
-        self.report.obsolete = obsolete;
-        Ok(wanted)
-    }
-
-    /// Whether a backup of the primary is here, or was deleted here.
-    fn was_here(&self, record: RecordId) -> Result<bool> {
-        Ok(self.memory.fetched.contains(&record) || self.node.db.read(|db| is_here(db, record))?)
-    }
-
-    fn refuse_unknown(&self, id: BackupId, here: &[Backup]) -> Result<()> {
-        let is_known = self.offer.backups.iter().any(|backup| backup.body.id == id)
-            || here.iter().any(|backup| backup.id == id);
-        match is_known {
-            true => Ok(()),
-            false => Err(Error::NoSuchBackup {
-                server: self.server.clone(),
-                selector: format!("{id} on the primary"),
-            }),
-        }
-    }
-
-    /// Copies a backup. What is wrong with it stops nothing behind it.
-    fn take_or_tell(&mut self, backup: &Said<Backup>, monitor: &mut dyn Monitor) -> Result<()> {
-        let what = format!("Backup {}", backup.body.id);
-        // A sweep of the primary may move its chunks while they are copied: then they are looked for again.
-        for is_last in [false, false, true] {
-            match self.take_backup(backup, monitor) {
-                Err(error) if is_gone(&error) && !is_last => {
-                    self.forget_attempt()?;
-                    self.look(monitor)?;
-                    let record = backup.record.id;
-                    if !self.offer.backups.iter().any(|other| other.record.id == record) {
-                        let note = format!("{what} was deleted on the primary while it was copied");
-                        self.report.notes.push(note);
-                        return Ok(());
-                    }
-                    self.report.notes.push(format!(
-                        "The primary has moved data of backup {} while it was copied: it is copied from there",
-                        backup.body.id
-                    ));
-                }
-                Err(error) => return self.not_taken(&what, error),
-                Ok(()) => return Ok(()),
-            }
-        }
-        Ok(())
-    }
-
-    fn take_backup(&mut self, backup: &Said<Backup>, monitor: &mut dyn Monitor) -> Result<()> {
-        let expected = self.offer.server.as_ref().map(|server| server.body.system_id);
-        if expected.is_some_and(|expected| expected != backup.body.system_id) {
-            return Err(barmanfs_store::Error::damaged(
-                "Its record",
-                format!("It is of the cluster {}", backup.body.system_id),
-            )
-            .into());
-        }
-        let configurations = self.offer.configurations.get(&backup.record.id).cloned();
-        let configurations = configurations.unwrap_or_default();
-        if let Some(root) = &backup.body.root {
-            self.copy_tree(&root.directory, monitor)?;
-        }
-        for files in &configurations {
-            self.copy_tree(&files.body.files.directory, monitor)?;
-        }
-        let mut records: Vec<Record> = vec![backup.record.clone()];
-        records.extend(configurations.into_iter().map(|files| files.record));
-        records
-            .into_iter()
-            .try_for_each(|record| self.copier.record(record))?;
-        self.copier.publish()?;
-        self.memory.fetched.push(backup.record.id);
-        self.report.backups.push(backup.body.id);
-        self.save()
-    }
-
-    fn copy_tree(&mut self, directory: &DirectoryRef, monitor: &mut dyn Monitor) -> Result<()> {
-        let trees = self.trees.clone();
-        trees.chunks_of(directory, &mut |id, role| Ok(self.meet(id, role, monitor)?))?;
-        self.copier.copy_wanted()
-    }
-
-    /// A chunk of a tree is met: whether to go on with what it refers to.
-    fn meet(&mut self, id: ChunkId, role: ChunkRole, monitor: &mut dyn Monitor) -> Result<bool> {
-        if self.seen.meet(&id, Role::Tree(role))? == Met::Before {
-            return Ok(false);
-        }
-        self.met += 1;
-        if self.met.is_multiple_of(TELL_EVERY) {
-            monitor.progress(self.copier.copied_bytes, None, Unit::Bytes);
-            if self.options.wal && self.took_wal.elapsed() >= WAL_EVERY {
-                self.look_again(monitor)?;
-            }
-        }
-        self.copier.want(id)?;
-        Ok(true)
     }
 
     /// Fetches the WAL that has come on the primary since.

@@ -24,4 +24,5 @@ mod snapshots;
 mod spool;
 mod sweep;
 mod sync;
+mod sync_refused;
 mod verify;

@@ -324,3 +324,32 @@ fn files_that_are_not_regular_are_refused_at_once() {
     refused(spool.begin(name(2), SEGMENT_SIZE).unwrap_err());
     assert!(f.repository.receiving(&f.server).unwrap().is_empty());
 }
+
+/// What has come once never goes for the sake of a receiver that has less of it, or something else.
+#[test]
+fn a_partial_segment_is_replaced_only_by_one_that_continues_it() {
+    let f = fixture();
+    let spool = spool(&f);
+    let (whole, name) = (bytes(1, 1), name(1));
+    let path = path(&f, &format!("{name}.partial"));
+    let begins = |count: usize| {
+        let mut begins = whole[..count].to_vec();
+        begins.resize(whole.len(), 0);
+        begins
+    };
+    let replace = |at: i64, bytes: &[u8]| spool.replace_partial(name, SEGMENT_SIZE, (at, 5), &mut &*bytes);
+    assert!(replace(1, &whole[..100_000]).unwrap());
+    assert!(replace(2, &whole[..300_000]).unwrap());
+    assert!(std::fs::read(&path).unwrap() == begins(300_000));
+    // Less than is here, as after a crash of the other host.
+    assert!(!replace(3, &whole[..200_000]).unwrap());
+    assert!(std::fs::read(&path).unwrap() == begins(300_000));
+    assert!(spool.has_received(name, (3, 5)), "it is not asked for again");
+    // Something else.
+    let error = replace(4, &bytes(1, 2)[..400_000]).unwrap_err();
+    assert!(matches!(error, Error::SpoolDiverges { .. }), "{error}");
+    assert!(std::fs::read(&path).unwrap() == begins(300_000));
+    assert!(!spool.has_received(name, (4, 5)));
+    assert!(replace(5, &whole[..400_000]).unwrap());
+    assert!(std::fs::read(&path).unwrap() == begins(400_000));
+}

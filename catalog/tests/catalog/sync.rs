@@ -23,24 +23,24 @@ const DELETION: u8 = 3;
 const WAL: u8 = 2;
 
 /// A primary and a node that follows it.
-struct Sites {
-    primary: Fixture,
-    node: Repository,
+pub(crate) struct Sites {
+    pub(crate) primary: Fixture,
+    pub(crate) node: Repository,
 }
 
 impl Sites {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let primary = fixture();
         let path = primary.directory.path().join("node");
         let node = Repository::create(&path, CreateOptions::default()).unwrap();
         Self { primary, node }
     }
 
-    fn server(&self) -> &ServerName {
+    pub(crate) fn server(&self) -> &ServerName {
         &self.primary.server
     }
 
-    fn packs(&self) -> LocalPacks {
+    pub(crate) fn packs(&self) -> LocalPacks {
         LocalPacks::open(&self.primary.repository.path().join("packs")).unwrap()
     }
 
@@ -54,16 +54,16 @@ impl Sites {
         self.node.sync_from(self.server(), &source, options, &mut Silent)
     }
 
-    fn sync_with(&self, options: &SyncOptions) -> SyncReport {
+    pub(crate) fn sync_with(&self, options: &SyncOptions) -> SyncReport {
         self.sync_by(Arc::new(self.packs()), options).unwrap()
     }
 
-    fn sync(&self) -> SyncReport {
+    pub(crate) fn sync(&self) -> SyncReport {
         self.sync_with(&everything())
     }
 
     /// A backup of the primary that needs this segment, and the segment.
-    fn back_up(&self, number: u32, files: &Files) -> Backup {
+    pub(crate) fn back_up(&self, number: u32, files: &Files) -> Backup {
         let primary = &self.primary;
         let (name, bytes) = segment(number, SYSTEM, number.into());
         archive(&primary.repository, &primary.server, &name, &bytes).unwrap();
@@ -73,7 +73,7 @@ impl Sites {
     }
 
     /// The pack with the beginning of a backup's first file.
-    fn pack_of(&self, backup: &Backup) -> PackId {
+    pub(crate) fn pack_of(&self, backup: &Backup) -> PackId {
         let (packs, trees) = (self.packs(), self.primary.repository.trees());
         let root = &backup.root.as_ref().unwrap().directory;
         let Node::File(map) = trees.find(root, b"base/1").unwrap().unwrap().node else {
@@ -119,12 +119,12 @@ impl Sites {
         self.node.sync_memory(self.server()).unwrap().current_at
     }
 
-    fn assert_sound(&self) {
+    pub(crate) fn assert_sound(&self) {
         let report = self.node.verify(&VerifyScope::All, &mut Silent).unwrap();
         assert!(report.damages.is_empty(), "{report:?}");
     }
 
-    fn node_ids(&self) -> Vec<String> {
+    pub(crate) fn node_ids(&self) -> Vec<String> {
         let backups = self.node.backups(self.server()).unwrap();
         backups.iter().map(|backup| backup.id.to_string()).collect()
     }
@@ -137,7 +137,7 @@ impl Sites {
     }
 }
 
-fn everything() -> SyncOptions {
+pub(crate) fn everything() -> SyncOptions {
     SyncOptions {
         rules: RetentionRules::default(),
         deletions: false,
@@ -146,7 +146,7 @@ fn everything() -> SyncOptions {
     }
 }
 
-fn files(seed: u64) -> Files {
+pub(crate) fn files(seed: u64) -> Files {
     Files::from([
         ("base/1".to_owned(), noise(seed, 700_000)),
         ("base/2".to_owned(), noise(7, 300_000)),

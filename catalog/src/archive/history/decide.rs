@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::home::locks::Lock;
 use crate::home::now;
 use crate::index::records::{self, Kind};
+use crate::index::repository::Repository;
 use crate::index::writer::Writer;
 use crate::names::{BackupId, ServerName};
 
@@ -28,6 +29,20 @@ impl Place {
     /// Whether a segment is at or after it.
     fn is_before(&self, segment: SegmentName) -> bool {
         segment.start_lsn(self.size) >= self.lsn.segment_start(self.size)
+    }
+}
+
+impl Repository {
+    /// Whether a timeline branched off another one after a place on that; `None` if its history is not archived.
+    pub(crate) fn branches_behind(
+        &self,
+        server: &ServerName,
+        timeline: TimelineId,
+        (of, lsn): (TimelineId, Lsn),
+    ) -> Result<Option<bool>> {
+        let history = self.readable_history(server, timeline)?;
+        let left = history.map(|history| history.switch_point(of));
+        Ok(left.map(|left| left.is_some_and(|left| left > lsn)))
     }
 }
 
@@ -146,9 +161,7 @@ impl Writer {
         let repository = self.repository();
         let mut behind = Vec::new();
         for timeline in repository.history_files(server)? {
-            let history = repository.readable_history(server, timeline)?;
-            let left = history.and_then(|history| history.switch_point(place.timeline));
-            if left.is_some_and(|left| left > place.lsn) {
+            if repository.branches_behind(server, timeline, (place.timeline, place.lsn))? == Some(true) {
                 behind.push(timeline);
             }
         }

@@ -4,7 +4,7 @@
 //! once, and its blocks are allocated a little ahead of the data. So most syncs write only the received bytes.
 
 use std::fs::{File, OpenOptions};
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
@@ -12,7 +12,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use barmanfs_pg::wal_name::SegmentName;
 use barmanfs_pg::{Lsn, SegmentSize};
 
-use super::{agrees, file_name};
+use super::{agrees, agrees_with, file_name};
 use crate::error::{Error, Result};
 use crate::home::{regular, sync_directory};
 
@@ -48,18 +48,19 @@ pub(super) fn begin_with(
     sync_directory(directory)
 }
 
-/// Replaces the file of a partial segment: other processes see either all of the new content or the old one.
+/// Replaces the file of a partial segment by one that begins with the same bytes: other processes see either all of the new
+/// content or the old one. Returns whether it was; a file that has all that comes, and may have more, stays.
 pub(super) fn replace(
     directory: &Path,
     name: SegmentName,
     size: SegmentSize,
     (seconds, nanoseconds): (i64, i64),
     content: &mut dyn Read,
-) -> Result<()> {
-    let new = directory.join(NEW);
+) -> Result<bool> {
+    let (new, path) = (directory.join(NEW), directory.join(file_name(name, false)));
     let failed = |source| Error::io("write", &new, source);
     let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(true);
+    options.read(true).write(true).create(true).truncate(true);
     let mut target = regular::open_with(&new, &mut options).map_err(failed)?;
     let since = Duration::new(
         u64::try_from(seconds).unwrap_or_default(),
@@ -67,11 +68,41 @@ pub(super) fn replace(
     );
     std::io::copy(&mut content.take(size.bytes()), &mut target)
         .and_then(|_| target.set_len(size.bytes()))
-        .and_then(|()| target.set_modified(UNIX_EPOCH + since))
-        .and_then(|()| target.sync_all())
-        .and_then(|()| std::fs::rename(&new, directory.join(file_name(name, false))))
         .map_err(failed)?;
-    sync_directory(directory)
+    if !is_continued(&path, &new, name, size)? {
+        // It has what was received over there until then.
+        let here = OpenOptions::new().write(true).open(&path);
+        return here
+            .and_then(|here| here.set_modified(UNIX_EPOCH + since))
+            .and_then(|()| std::fs::remove_file(&new))
+            .map(|()| false)
+            .map_err(failed);
+    }
+    target
+        .set_modified(UNIX_EPOCH + since)
+        .and_then(|()| target.sync_all())
+        .and_then(|()| std::fs::rename(&new, &path))
+        .map_err(failed)?;
+    sync_directory(directory)?;
+    Ok(true)
+}
+
+/// Whether a file that comes has all bytes of the one that is here; false if this one has all of that.
+fn is_continued(here: &Path, coming: &Path, name: SegmentName, size: SegmentSize) -> Result<bool> {
+    let open = |path: &Path| regular::open(path).map_err(|source| Error::io("read", path, source));
+    let agrees = |earlier: &Path, now: &Path| {
+        agrees_with(open(earlier)?, open(now)?).map_err(|source| Error::io("compare", earlier, source))
+    };
+    match regular::open(here) {
+        Err(source) if source.kind() == ErrorKind::NotFound => return Ok(true),
+        _ if agrees(here, coming)? => return Ok(true),
+        _ if agrees(coming, here)? => return Ok(false),
+        _ => {}
+    }
+    Err(Error::SpoolDiverges {
+        name,
+        lsn: name.start_lsn(size),
+    })
 }
 
 /// The file that a segment is received into, from its start.

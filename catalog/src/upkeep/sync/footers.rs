@@ -207,21 +207,12 @@ impl Footers {
                     Err(error) => return Err(error.into()),
                 }
             }
-            let bad = self.db.write(|transaction| {
-                let mut bad = Vec::new();
-                for pack in &read {
-                    let entered = records::enter(transaction, derive, pack, None)?;
-                    bad.extend(entered.bad_records.into_iter().map(|error| (pack.id, error)));
-                }
-                Ok(bad)
+            self.db.write(|transaction| {
+                // Records that cannot be read are named each time the offer is read.
+                read.iter()
+                    .try_for_each(|pack| records::enter(transaction, derive, pack, None).map(drop))
             })?;
             found.new_packs += read.len() as u64;
-            found
-                .problems
-                .extend(bad.into_iter().map(|(pack, error)| PackProblem {
-                    pack,
-                    reason: error.to_string(),
-                }));
             monitor.progress(found.new_packs, None, Unit::Packs);
         }
         Ok(())

@@ -60,9 +60,19 @@ pub struct SyncMemory {
     /// fetched again.
     #[serde(default)]
     pub(crate) fetched: Vec<RecordId>,
-    /// The same for backups of a Barman, by their names there.
+    /// The records of backups of the primary that could not be taken. They are tried each time, and no other one is left out
+    /// for their sake.
+    #[serde(default)]
+    pub(crate) untaken: BTreeSet<RecordId>,
+    /// The same as `fetched` for backups of a Barman, by their names there.
     #[serde(default)]
     pub fetched_names: BTreeSet<String>,
+    /// Of a Barman on another host: all WAL is here that its list had up to this file, at this position in the list.
+    #[serde(default)]
+    pub listed_through: Option<(String, u64)>,
+    /// When that list was last compared from its beginning: a file may come late, and its name is an early one.
+    #[serde(default)]
+    pub listed_at: Option<TimestampMicros>,
 }
 
 /// The directory of all that belongs to syncs.
@@ -71,6 +81,21 @@ pub(super) fn directory(node: &Repository) -> PathBuf {
 }
 
 impl Repository {
+    /// The directory of what syncs need beside packs, which is made if it is missing.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn directory_of_syncs(&self) -> Result<PathBuf> {
+        let _acting = self.as_owner()?;
+        let directory = directory(self);
+        match fs::create_dir(&directory) {
+            Err(source) if source.kind() != ErrorKind::AlreadyExists => {
+                Err(Error::io("create", &directory, source))
+            }
+            _ => Ok(directory),
+        }
+    }
+
     /// What is remembered of a server's syncs; nothing if there was none, or the file is lost or unreadable.
     ///
     /// # Errors
@@ -115,13 +140,7 @@ impl Repository {
         let mut json =
             serde_json::to_vec_pretty(memory).map_err(|error| Error::Invalid(error.to_string()))?;
         json.push(b'\n');
-        let directory = directory(self);
-        match fs::create_dir(&directory) {
-            Err(source) if source.kind() != ErrorKind::AlreadyExists => {
-                Err(Error::io("create", &directory, source))
-            }
-            _ => write_durably(&directory.join(format!("{server}.json")), &json),
-        }
+        write_durably(&self.directory_of_syncs()?.join(format!("{server}.json")), &json)
     }
 }
 

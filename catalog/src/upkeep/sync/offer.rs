@@ -1,6 +1,6 @@
 //! What a primary has of one server: its records, apart from those of archived WAL, which are read as they come.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use barmanfs_pg::TimestampMicros;
 use barmanfs_pg::wal_name::WalName;
@@ -12,11 +12,10 @@ use crate::archive::backup::configuration::ConfigurationRecord;
 use crate::archive::backup::{Backup, BackupStatus};
 use crate::archive::history::records::{Event, HistoryRecord};
 use crate::archive::servers::ServerRecord;
+use crate::archive::wal::QuarantinedWal;
 use crate::archive::wal::removal::WalRemoval;
-use crate::archive::wal::{QuarantinedWal, WalFile};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::index::records::{self, Kind};
-use crate::index::repository::Repository;
 use crate::names::ServerName;
 use crate::upkeep::sync::footers::Footers;
 
@@ -65,6 +64,7 @@ impl Offer {
             }
             Ok(())
         })?;
+        offer.problems.extend(unreadable_deletions(footers)?);
         offer.backups.sort_by_key(|backup| backup.body.id);
         Ok(offer)
     }
@@ -118,6 +118,24 @@ impl Offer {
     }
 }
 
+/// What an unreadable deletion annuls is not known, and is offered as if nobody had deleted it.
+fn unreadable_deletions(footers: &Footers) -> Result<Vec<String>> {
+    footers.db.read(|db| {
+        let mut query = db.prepare_cached(
+            "SELECT id, payload FROM records WHERE kind = ?1 AND seq NOT IN (SELECT record FROM deletions)",
+        )?;
+        let mut rows = query.query([Kind::Deletion])?;
+        let mut problems = Vec::new();
+        while let Some(row) = rows.next()? {
+            let (id, payload): (RecordId, Vec<u8>) = (RecordId(row.get(0)?), row.get(1)?);
+            if let Err(error) = records::parse::<records::Deletion>(id, &payload) {
+                problems.push(format!("A deletion of the primary cannot be followed: {error}"));
+            }
+        }
+        Ok(problems)
+    })
+}
+
 fn push<T>(to: &mut Vec<Said<T>>, said: Said<T>, server: &ServerName, of: impl Fn(&T) -> &ServerName) {
     if of(&said.body) == server {
         to.push(said);
@@ -135,51 +153,4 @@ pub(super) fn is_here(db: &Connection, id: RecordId) -> Result<bool> {
     Ok(db
         .prepare_cached("SELECT 1 FROM records WHERE id = ?1")?
         .exists([id.as_bytes()])?)
-}
-
-impl Repository {
-    /// A decision of a primary moves records between archives. It may name only records of its own server: otherwise a
-    /// primary could move files of other servers of this repository.
-    pub(super) fn refuse_foreign_decision(&self, decision: &Said<HistoryRecord>) -> Result<()> {
-        let named: BTreeSet<RecordId> = match &decision.body.event {
-            Event::Fork { .. } => return Ok(()),
-            Event::Keep { of, taken } => of.iter().chain(taken).copied().collect(),
-            Event::Restart(restart) => restart
-                .of
-                .iter()
-                .chain(&restart.apart)
-                .chain(&restart.taken)
-                .copied()
-                .collect(),
-        };
-        self.db.read(|db| {
-            for id in named {
-                let foreign = server_of(db, id)?.filter(|server| *server != decision.body.server);
-                if let Some(server) = foreign {
-                    return Err(Error::Invalid(format!(
-                        "Decision {} of server {} of the primary names record {id}, which is of server {server} here",
-                        decision.record.id, decision.body.server
-                    )));
-                }
-            }
-            Ok(())
-        })
-    }
-}
-
-/// Whose a record of this repository is; none if it is not here or belongs to no server.
-fn server_of(db: &Connection, id: RecordId) -> Result<Option<ServerName>> {
-    let mut query = db.prepare_cached("SELECT kind, payload FROM records WHERE id = ?1")?;
-    let mut rows = query.query([id.as_bytes()])?;
-    let Some(row) = rows.next()? else {
-        return Ok(None);
-    };
-    let (kind, payload): (u8, Vec<u8>) = (row.get(0)?, row.get(1)?);
-    Ok(match Kind::of(kind) {
-        Some(Kind::Backup) => Some(records::parse::<Backup>(id, &payload)?.server),
-        Some(Kind::Wal) => Some(records::parse::<WalFile>(id, &payload)?.server),
-        Some(Kind::QuarantinedWal) => Some(records::parse::<QuarantinedWal>(id, &payload)?.file.server),
-        Some(Kind::History) => Some(records::parse::<HistoryRecord>(id, &payload)?.server),
-        _ => None,
-    })
 }

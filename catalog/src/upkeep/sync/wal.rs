@@ -229,6 +229,9 @@ impl Sync<'_> {
         let mut coming = Vec::new();
         for backup in &self.offer.backups {
             let record = backup.record.id;
+            if self.memory.untaken.contains(&record) {
+                continue;
+            }
             if here.iter().any(|other| other.record == Some(record)) || !self.was_here(record)? {
                 coming.push(backup.clone());
             }
@@ -275,8 +278,23 @@ impl Sync<'_> {
             .collect())
     }
 
-    /// Of these backups of the primary, those that the policy here would delete at once.
+    /// Of these backups of the primary, those that the policy here would delete at once. For the sake of one that could not be
+    /// taken no other one is obsolete.
     pub(super) fn obsolete(&self, coming: &[Said<Backup>]) -> Result<Vec<BackupId>> {
+        let is_untaken = |backup: &&Said<Backup>| self.memory.untaken.contains(&backup.record.id);
+        let (untaken, others): (Vec<_>, Vec<_>) = coming.iter().partition(is_untaken);
+        let others: Vec<Said<Backup>> = others.into_iter().cloned().collect();
+        let mut obsolete = self.obsolete_among(&others)?;
+        if !untaken.is_empty() {
+            let all = self.obsolete_among(coming)?;
+            let of_untaken = untaken.iter().map(|backup| backup.body.id);
+            obsolete.extend(of_untaken.filter(|id| all.contains(id)));
+            obsolete.sort_unstable();
+        }
+        Ok(obsolete)
+    }
+
+    fn obsolete_among(&self, coming: &[Said<Backup>]) -> Result<Vec<BackupId>> {
         let judged = self.judge(self.node.backups(self.server)?, coming)?;
         let is_coming = |id: BackupId| coming.iter().any(|backup| backup.body.id == id);
         Ok(judged
