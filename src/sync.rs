@@ -180,7 +180,7 @@ fn sync(
         if !taken.problems.is_empty() {
             report.problems.extend(taken.problems);
             repository.note_sync(&server.name, |memory| {
-                memory.problems.clone_from(&report.problems)
+                memory.problems.clone_from(&report.problems);
             })?;
         }
     }

@@ -2,9 +2,10 @@
 //! restore gives; something that is read twice; a source that is changed; damage that is taken for a backup.
 
 use crate::common::barman::{Barman, archive_command, state};
-use crate::common::process::Run;
+use crate::common::process::{Run, until};
 use crate::common::random::Random;
 use crate::common::registry::topic;
+use crate::common::sshd::Sshd;
 use crate::common::{Install, Mount, PgServer, Site};
 use serde_json::Value;
 use std::fs;
@@ -88,6 +89,78 @@ pub(crate) fn follow(install: &'static Install, node: &dyn Fn(&Path) -> Site) {
     assert_eq!(third["deleted_here"].as_array().unwrap().len(), 1, "{third}");
     assert_eq!(node.backup_ids().len(), 1);
     node.ok(&["verify"]);
+}
+
+/// The same of a Barman behind a real sshd, with backups of several methods. The command is that of a passive node.
+pub(crate) fn follow_over_ssh(install: &'static Install, node: &dyn Fn(&str) -> Site) {
+    let (site, server) = barmans_server(install);
+    let Some(mut barman) = Barman::new(&site, &server) else {
+        return;
+    };
+    let more = || server.query("INSERT INTO a SELECT generate_series(1, 1000)");
+    barman.set("backup_method = local-rsync\nreuse_backup = link");
+    let mut names = vec![barman.backup("")];
+    more();
+    barman.set("backup_method = postgres\nbackup_compression = gzip\nbackup_compression_format = tar");
+    names.push(barman.backup(""));
+    let sshd = Sshd::start(&site);
+    let node = node(&format!(
+        "{} env PATH={}:/usr/bin:/bin",
+        sshd.command(),
+        barman.program().display()
+    ));
+    let checked = node.barmanfs(&["check", "main"]).text();
+    assert!(checked.contains("ssh: OK (Barman primary node)"), "{checked}");
+    // A cut in the middle of a backup leaves nothing that looks whole.
+    let begun = node.repository().join("running/main.json");
+    let mut cut = node.spawn(&["sync", "main"]);
+    until("a backup comes", || {
+        begun.exists() || cut.try_wait().unwrap().is_some()
+    });
+    sshd.cut();
+    cut.wait().unwrap();
+    let statuses: Vec<Value> = node
+        .backups()
+        .iter()
+        .map(|backup| backup["status"].clone())
+        .collect();
+    assert!(
+        statuses
+            .iter()
+            .all(|status| status == "DONE" || status == "WAITING_FOR_WALS"),
+        "{statuses:?}"
+    );
+    node.ok(&["verify"]);
+    let sync = || node.json(&["sync", "main"])["servers"][0].clone();
+    let first = sync();
+    assert_eq!(first["problems"], serde_json::json!([]), "{first}");
+    assert_eq!(node.backup_ids(), names);
+    // Only what is new is asked for.
+    let again = sync();
+    assert_eq!(
+        (&again["backups"], &again["wal_files"]),
+        (&serde_json::json!([]), &0.into()),
+        "{again}"
+    );
+    let asked = fs::read_to_string(site.path("barman_asked")).unwrap();
+    let last = asked.lines().last().unwrap();
+    assert!(last.contains("sync-info main 0000000100000000"), "{asked}");
+    more();
+    barman.set("backup_method = postgres");
+    names.push(barman.backup(""));
+    let second = sync();
+    assert_eq!(second["problems"], serde_json::json!([]), "{second}");
+    assert_eq!(second["backups"].as_array().unwrap().len(), 1, "{second}");
+    assert_eq!(node.backup_ids(), names);
+    assert!(node.backups().iter().all(|backup| backup["status"] == "DONE"));
+    node.ok(&["verify"]);
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    every_tree_is_barmans(&node, &barman, &names);
+    let mount = Mount::new(&node);
+    let plain = site.checksums(&site.path("plain_wal"));
+    let here = node.checksums(&mount.path("main/wal"));
+    let others: Vec<&str> = here.lines().filter(|line| !plain.contains(*line)).collect();
+    assert!(others.is_empty() && here.lines().count() > 2, "{here} {plain}");
 }
 
 /// The backups of a report with this state, by their names.

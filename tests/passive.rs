@@ -19,6 +19,7 @@ topic! {
     once the_packs_come_over_ssh_and_so_does_what_is_received,
     once cron_syncs_and_the_node_has_its_own_retention,
     once a_running_barman_is_followed,
+    once a_barman_on_another_host_is_followed,
 }
 
 /// A node that follows the repository of a primary, with further lines in its section.
@@ -296,4 +297,13 @@ fn cron_syncs_and_the_node_has_its_own_retention(install: &'static Install) {
 fn a_running_barman_is_followed(install: &'static Install) {
     let follows = |home: &Path| node(&format!("primary_home = {}\n", home.display()));
     crate::import_barman::follow(install, &follows);
+}
+
+fn a_barman_on_another_host_is_followed(install: &'static Install) {
+    let follows = |command: &str| {
+        node(&format!(
+            "primary_ssh_command = {command}\nprimary_kind = barman\n"
+        ))
+    };
+    crate::import_barman::follow_over_ssh(install, &follows);
 }

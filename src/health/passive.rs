@@ -29,8 +29,8 @@ pub(super) fn check(subject: Subject<'_>, stored: Option<&Stored>, findings: &mu
     findings.note(|figures| figures.is_up = Some(reached.is_ok()));
     let name = match (&server.primary.repository, server.primary.kind()) {
         (Some(_), PrimaryKind::Barmanfs) => REPOSITORY,
-        (_, PrimaryKind::Barman) => HOME,
-        (None, PrimaryKind::Barmanfs) => SSH,
+        (_, PrimaryKind::Barman) if server.primary.home.is_some() => HOME,
+        (_, PrimaryKind::Barman) | (None, PrimaryKind::Barmanfs) => SSH,
     };
     findings.result(name, reached, |described| match name {
         SSH => Some(BARMANS_TEXT.to_owned()),

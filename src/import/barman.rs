@@ -5,20 +5,25 @@
 //! - [`archives`]: a backup in tar archives, compressed or encrypted, and the layout of Barman's clouds.
 //! - [`wal`]: the archived WAL, and what waits to be archived.
 //! - [`tarball`]: a backup that `barman export-backup` has written.
+//! - [`far`]: a Barman on another host, over ssh.
 //! - [`configuration`]: the section that a server needs here, from Barman's configuration.
 //!
 //! Barman may run meanwhile. Nothing here writes below its home, or takes its locks.
 
 mod archives;
 pub(crate) mod configuration;
+pub(crate) mod far;
 mod gathered;
 mod listing;
 mod tarball;
 mod tree;
 mod wal;
 
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use barmanfs_store::open_unlinked;
 use jiff::tz::TimeZone;
 
 use super::plain::Plain;
@@ -95,6 +100,38 @@ impl BarmanHome {
     }
 }
 
+/// What opens the files of a home.
+trait Files {
+    fn open(&self, path: &Path) -> io::Result<Box<dyn Read>>;
+
+    /// A manifest, which is read twice. `spool` is a directory for a copy.
+    fn manifest(&self, path: &Path, spool: &Path) -> io::Result<File>;
+}
+
+/// Those of a home of this host.
+struct FilesHere;
+
+impl Files for FilesHere {
+    fn open(&self, path: &Path) -> io::Result<Box<dyn Read>> {
+        Ok(Box::new(open_unlinked(path)?))
+    }
+
+    fn manifest(&self, path: &Path, _: &Path) -> io::Result<File> {
+        open_unlinked(path)
+    }
+}
+
+/// The result for a backup of which something may have `changed` while it was read.
+fn read_found(arrived: Result<Arrived, Error>, changed: Option<String>) -> Result<Arrived, Error> {
+    match (arrived, changed) {
+        (Ok(arrived), None) => Ok(arrived),
+        // What is deleted meanwhile may look whole: a directory that is gone is not missed.
+        (Ok(_), Some(why)) => Err(Error::failed(why)),
+        (Err(error), Some(why)) => Err(error.hint(why)),
+        (Err(error), None) => Err(error),
+    }
+}
+
 impl Source for BarmanHome {
     fn described(&self) -> String {
         format!("Barman home {}, server {}", self.home.display(), self.server)
@@ -123,15 +160,11 @@ impl Source for BarmanHome {
                     .rfind(|earlier| matches!(earlier.layout, Layout::Tree { .. }));
                 tree::read(found, previous, intake)
             }
-            Layout::Archives(files) => archives::read(found, files, &self.options.plain, intake),
+            Layout::Archives(files) => {
+                archives::read(found, files, (&self.options.plain, &FilesHere), intake)
+            }
         };
-        match (arrived, listing::changed(&self.place(), found)) {
-            (Ok(arrived), None) => Ok(arrived),
-            // What is deleted meanwhile may look whole: a directory that is gone is not missed.
-            (Ok(_), Some(why)) => Err(Error::failed(why)),
-            (Err(error), Some(why)) => Err(error.hint(why)),
-            (Err(error), None) => Err(error),
-        }
+        read_found(arrived, listing::changed(&self.place(), found))
     }
 
     fn wal(&mut self, _: &Path) -> Result<Box<dyn Iterator<Item = Result<ForeignWal, LeftOut>> + '_>, Error> {

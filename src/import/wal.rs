@@ -95,8 +95,8 @@ pub(crate) fn take(
     if extent == Extent::None {
         return Ok((Totals::default(), Vec::new()));
     }
-    let first = match extent {
-        Extent::Needed => first_needed(repository, server)?,
+    let needed = match extent {
+        Extent::Needed => Some(Needed::of(repository, server)?),
         Extent::All | Extent::None => None,
     };
     let shared = Shared {
@@ -113,7 +113,7 @@ pub(crate) fn take(
         for _ in 0..ARCHIVERS {
             scope.spawn(|| shared.work(&receiver));
         }
-        shared.hand_out(files, &sender, (extent, first.as_deref()));
+        shared.hand_out(files, &sender, needed.as_ref());
         drop(sender);
     });
     let sums = shared
@@ -123,6 +123,34 @@ pub(crate) fn take(
     match sums.failed {
         Some(error) => Err(error.context("Import of WAL")),
         None => Ok((sums.totals, sums.left_out)),
+    }
+}
+
+/// The WAL that the backups here need, with all that follows, and that is not here.
+pub(crate) struct Needed<'a> {
+    repository: &'a Repository,
+    server: &'a ServerName,
+    first: Option<String>,
+}
+
+impl<'a> Needed<'a> {
+    /// # Errors
+    /// When the catalog cannot be read.
+    pub(crate) fn of(repository: &'a Repository, server: &'a ServerName) -> Result<Self, Error> {
+        Ok(Self {
+            repository,
+            server,
+            first: first_needed(repository, server)?,
+        })
+    }
+
+    /// # Errors
+    /// When the catalog cannot be read.
+    pub(crate) fn has(&self, name: &WalName) -> Result<bool, Error> {
+        let before = name.segment().zip(self.first.as_deref());
+        let is_before = before.is_some_and(|(segment, first)| position(&segment).as_str() < first);
+        let is_here = || self.repository.wal(self.server).find(name);
+        Ok(!is_before && is_here()?.is_none())
     }
 }
 
@@ -148,7 +176,7 @@ impl Shared<'_> {
         &self,
         files: Box<dyn Iterator<Item = Result<ForeignWal, LeftOut>> + '_>,
         sender: &SyncSender<ForeignWal>,
-        (extent, first): (Extent, Option<&str>),
+        needed: Option<&Needed<'_>>,
     ) {
         for file in files {
             if self.signals.requested() {
@@ -164,7 +192,7 @@ impl Shared<'_> {
                     continue;
                 }
             };
-            match self.is_wanted(&file, extent, first) {
+            match needed.map_or(Ok(true), |needed| needed.has(&file.name)) {
                 Ok(true) => {
                     if sender.send(file).is_err() {
                         return;
@@ -174,19 +202,6 @@ impl Shared<'_> {
                 Err(error) => return self.fail(error),
             }
         }
-    }
-
-    fn is_wanted(&self, file: &ForeignWal, extent: Extent, first: Option<&str>) -> Result<bool, Error> {
-        if extent == Extent::All {
-            return Ok(true);
-        }
-        let is_before = file
-            .name
-            .segment()
-            .zip(first)
-            .is_some_and(|(segment, first)| position(&segment).as_str() < first);
-        let is_here = || self.repository.wal(self.server).find(&file.name);
-        Ok(!is_before && is_here()?.is_none())
     }
 
     fn work(&self, receiver: &Mutex<Receiver<ForeignWal>>) {

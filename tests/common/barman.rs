@@ -113,6 +113,19 @@ impl<'a> Barman<'a> {
         self.site.sh(&format!("{}; {script}", self.environment))
     }
 
+    /// A directory with the program under its name, as on Barman's host. What it is asked for is in the file `barman_asked`.
+    pub(crate) fn program(&self) -> PathBuf {
+        let directory = self.site.make_directory("barman_bin");
+        let script = format!(
+            "#!/bin/sh\necho \"$*\" >>'{}'\n{}\nbarman \"$@\"\n",
+            self.site.path("barman_asked").display(),
+            self.environment
+        );
+        let path = self.site.write_file("barman_bin/barman", script.as_bytes());
+        self.site.sh(&format!("chmod 755 '{}'", path.display())).ok();
+        directory
+    }
+
     /// Takes a backup with these options, and archives its WAL. Returns its id.
     #[track_caller]
     pub(crate) fn backup(&self, options: &str) -> String {

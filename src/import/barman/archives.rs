@@ -4,8 +4,9 @@
 use std::fs;
 use std::path::Path;
 
-use barmanfs_store::{Attributes, open_unlinked};
+use barmanfs_store::Attributes;
 
+use super::Files;
 use super::gathered::Gathered;
 use super::listing::{ArchiveFile, Found};
 use super::tree::given_manifest;
@@ -16,11 +17,14 @@ use crate::import::plain::Plain;
 use crate::import::{Arrived, Intake, Manifest, Part};
 use crate::postgres::{Archive, TarEntry, TarKind};
 
+/// What makes them plain, and what opens them.
+type From<'f> = (&'f Plain, &'f dyn Files);
+
 /// Stores what the archives hold.
 pub(super) fn read(
     found: &Found,
     files: &[ArchiveFile],
-    plain: &Plain,
+    from: From<'_>,
     intake: &mut Intake<'_>,
 ) -> Result<Arrived, Error> {
     let place = files
@@ -36,9 +40,9 @@ pub(super) fn read(
     let mut gathered = Gathered::new(&found.info);
     match found.info.mode.as_deref() {
         Some("postgres") => {
-            let manifest = given_manifest(&found.info, place, intake)?;
+            let manifest = given_manifest(&found.info, place, from.1, intake)?;
             for file in files {
-                let mut content = open(&file.path, plain)?;
+                let mut content = open(&file.path, from)?;
                 intake.archive(Part::Files(archive(file)), &shown(&file.path), &mut content)?;
             }
             // PostgreSQL sends whole data directories: nothing is added.
@@ -50,7 +54,7 @@ pub(super) fn read(
                 if let (Some(oid), 0) = (file.name.tablespace, file.name.part) {
                     intake.directory(format!("pg_tblspc/{oid}").as_bytes(), root)?;
                 }
-                known = read_part(file, plain, &mut gathered, intake)?.or(known);
+                known = read_part(file, from, &mut gathered, intake)?.or(known);
             }
             gathered.finish(intake, known.unwrap_or(root), Manifest::Made)
         }
@@ -68,8 +72,8 @@ fn shown(path: &Path) -> String {
         .into_owned()
 }
 
-fn open(path: &Path, plain: &Plain) -> Result<Box<dyn std::io::Read>, Error> {
-    let file = open_unlinked(path).map_err(|error| cannot_read(path, &error))?;
+fn open(path: &Path, (plain, files): From<'_>) -> Result<Box<dyn std::io::Read>, Error> {
+    let file = files.open(path).map_err(|error| cannot_read(path, &error))?;
     plain.of(file).map_err(|error| cannot_read(path, &error))
 }
 
@@ -77,7 +81,7 @@ fn open(path: &Path, plain: &Plain) -> Result<Box<dyn std::io::Read>, Error> {
 /// if they are in it.
 fn read_part(
     file: &ArchiveFile,
-    plain: &Plain,
+    from: From<'_>,
     gathered: &mut Gathered<'_>,
     intake: &mut Intake<'_>,
 ) -> Result<Option<Attributes>, Error> {
@@ -86,7 +90,7 @@ fn read_part(
         .name
         .tablespace
         .map_or_else(Vec::new, |oid| format!("pg_tblspc/{oid}/").into_bytes());
-    let mut members = Members::new(&shown(&file.path), open(&file.path, plain)?);
+    let mut members = Members::new(&shown(&file.path), open(&file.path, from)?);
     while let Some(entry) = members.next_member()? {
         if entry.path.is_empty() {
             let is_of_data = file.name.tablespace.is_none();

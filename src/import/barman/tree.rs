@@ -13,6 +13,7 @@ use barmanfs_store::open_unlinked;
 
 use super::gathered::Gathered;
 use super::listing::{Found, Layout};
+use super::{Files, FilesHere};
 use crate::backup::files::MANIFEST;
 use crate::error::Error;
 use crate::import::directory::{self, Choice, attributes, cannot_read};
@@ -32,7 +33,7 @@ pub(super) fn read(
         return Err(Error::failed("it is no directory"));
     };
     let root = fs::symlink_metadata(data).map_err(|error| cannot_read(data, &error))?;
-    let manifest = given_manifest(&found.info, data, intake)?;
+    let manifest = given_manifest(&found.info, data, &FilesHere, intake)?;
     let mut walk = Walk {
         info: &found.info,
         gathered: Gathered::new(&found.info),
@@ -53,13 +54,14 @@ pub(super) fn read(
 pub(super) fn given_manifest(
     info: &BackupInfo,
     place: &Path,
+    files: &dyn Files,
     intake: &mut Intake<'_>,
 ) -> Result<Manifest, Error> {
     if info.mode.as_deref() != Some("postgres") {
         return Ok(Manifest::Made);
     }
     let path = place.join("backup_manifest");
-    match open_unlinked(&path) {
+    match files.manifest(&path, intake.spool()) {
         Ok(mut file) => {
             intake.expect(&mut file)?;
             Ok(Manifest::Given(Box::new(file)))
