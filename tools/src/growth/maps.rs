@@ -42,20 +42,18 @@ const ATTRIBUTES: Attributes = Attributes {
 
 /// Measures both and prints the tables.
 pub(crate) fn measure(program: &Path) -> Result<()> {
-    println!("backups  windows of all  chunks in use  sweep s  of cores s  RSS MB  delete --dry-run s");
+    println!("backups  windows of all  chunks in use  sweep s  of cores s  RSS MB");
     for backups in BACKUPS {
         let site = Site::new()?;
         site.back_up(backups)?;
         let sweep = site.run(program, &["-q", "sweep"])?;
-        let forecast = site.run(program, &["delete", "main", "oldest", "--dry-run"])?;
         println!(
-            "{backups:7}  {:14}  {:13}  {:7.2}  {:10.2}  {:6}  {:18.2}",
+            "{backups:7}  {:14}  {:13}  {:7.2}  {:10.2}  {:6}",
             backups * WINDOWS,
             WINDOWS + (backups - 1) * (WINDOWS / CHANGED),
             sweep.took.as_secs_f64(),
             sweep.of_cores.as_secs_f64(),
             sweep.memory_kib >> 10,
-            forecast.took.as_secs_f64(),
         );
     }
     println!("packs  chunks    rebuild s  of cores s  RSS MB  catalog MB");
