@@ -27,6 +27,7 @@ mod cron;
 mod damage;
 mod debian;
 mod delete_and_sweep;
+mod documented;
 mod export;
 mod full_disk;
 mod gaps;
@@ -148,6 +149,7 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("metrics", metrics::TESTS),
     ("quarantine", quarantine::TESTS),
     ("readme", readme::TESTS),
+    ("documented", documented::TESTS),
     ("lineage", lineage::TESTS),
     ("history", history::TESTS),
     ("upgrade", upgrade::TESTS),
