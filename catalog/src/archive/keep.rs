@@ -1,13 +1,14 @@
 //! Backups that a person keeps, whatever the retention policy says.
 //!
 //! Each decision is a record that names the backup's record. The newest one of a backup counts; a deletion annuls one.
-//! So a release deletes all of them, and the deletion of a backup takes them along.
+//! So a release deletes all of them, and the deletion of a backup takes them along. The release of an imported backup is a
+//! decision that has ended, so that the next import sees it.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use barmanfs_pg::TimestampMicros;
-use barmanfs_store::RecordId;
+use barmanfs_store::{Record, RecordId};
 use rusqlite::{Connection, params};
 use serde::{Deserialize, Serialize};
 
@@ -83,6 +84,32 @@ pub(crate) struct KeepRecord {
     pub(crate) keep: Keep,
 }
 
+/// What a decision does where there is an earlier one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Decision {
+    Replaces,
+    Yields,
+}
+
+/// The record of a decision about the backup that the record `of` describes.
+pub(super) fn record(backup: &Backup, of: RecordId, keep: Keep) -> Result<Record> {
+    let body = KeepRecord {
+        of,
+        server: backup.server.clone(),
+        backup: backup.id,
+        keep,
+    };
+    records::record(Kind::Keep, &body)
+}
+
+/// The time of a new decision. The clock may have been set back since the last one, which must not win.
+fn after(last: Option<&Keep>) -> TimestampMicros {
+    last.map_or_else(now, |last| {
+        let next = last.kept_at.unix_micros().saturating_add(1);
+        now().max(TimestampMicros::from_unix_micros(next))
+    })
+}
+
 impl Repository {
     /// Keeps a complete backup; replaces an earlier decision about it. Durable when it returns.
     ///
@@ -103,6 +130,27 @@ impl Repository {
                 backup.id, backup.server, backup.status
             ))
         })?;
+        self.decide((backup, of), (target, until, reason), Decision::Replaces)
+    }
+
+    /// Keeps a backup as it is kept where it was imported from, unless somebody has decided about it here. It may still
+    /// wait for WAL. Durable when it returns.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchBackup`] when it has been deleted meanwhile.
+    pub fn keep_as_imported(&self, backup: &Backup, target: KeepTarget, reason: String) -> Result<()> {
+        match backup.record.filter(|_| backup.has_ended_well()) {
+            None => Ok(()),
+            Some(of) => self.decide((backup, of), (target, None, Some(reason)), Decision::Yields),
+        }
+    }
+
+    fn decide(
+        &self,
+        (backup, of): (&Backup, RecordId),
+        (target, until, reason): (KeepTarget, Option<TimestampMicros>, Option<String>),
+        decision: Decision,
+    ) -> Result<()> {
         if reason.as_ref().is_some_and(|reason| reason.len() > REASON_BYTES) {
             return Err(Error::Invalid(format!(
                 "The reason has more than {REASON_BYTES} bytes"
@@ -117,29 +165,21 @@ impl Repository {
                 selector: backup.id.to_string(),
             });
         }
-        // The clock may have been set back since the last decision, which must not win.
-        let last = self
-            .db
-            .read(|db| newest(db, of))?
-            .map(|last| last.kept_at.unix_micros());
-        let kept_at = last.map_or_else(now, |last| {
-            now().max(TimestampMicros::from_unix_micros(last.saturating_add(1)))
-        });
-        let body = KeepRecord {
-            of,
-            server: backup.server.clone(),
-            backup: backup.id,
-            keep: Keep {
-                target,
-                kept_at,
-                until,
-                reason,
-            },
+        let last = self.db.read(|db| newest(db, of))?;
+        if last.is_some() && decision == Decision::Yields {
+            return Ok(());
+        }
+        let keep = Keep {
+            target,
+            kept_at: after(last.as_ref()),
+            until,
+            reason,
         };
-        writer.write_records(vec![records::record(Kind::Keep, &body)?])
+        writer.write_records(vec![record(backup, of, keep)?])
     }
 
-    /// Ends the decision to keep a backup; returns whether there was one.
+    /// Ends the decision to keep a backup; returns whether there was one. Of an imported backup the release is remembered as
+    /// a decision that has ended: otherwise the next import would keep it again.
     ///
     /// # Errors
     /// When the catalog cannot be read or written.
@@ -149,6 +189,21 @@ impl Repository {
         };
         let _deleting = self.deleting(&backup.server)?;
         let writer = self.writer(&format!("release of backup {} of {}", backup.id, backup.server))?;
+        if backup.imported.is_some() {
+            let last = self.db.read(|db| newest(db, of))?;
+            let kept_at = after(last.as_ref());
+            if last.as_ref().is_some_and(|last| !last.holds(kept_at)) {
+                return Ok(false);
+            }
+            let released = Keep {
+                target: last.as_ref().map_or(KeepTarget::Full, |last| last.target),
+                kept_at,
+                until: Some(kept_at),
+                reason: Some("released".to_owned()),
+            };
+            writer.write_records(vec![record(backup, of, released)?])?;
+            return Ok(last.is_some());
+        }
         let kept = self.db.read(|db| records_of(db, &[of]))?;
         if kept.is_empty() {
             return Ok(false);

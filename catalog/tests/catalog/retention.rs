@@ -4,15 +4,16 @@ use std::time::{Duration, SystemTime};
 
 use barmanfs_catalog::retention::{Approved, Enforced, Quiet, RetentionRules, RetentionState};
 use barmanfs_catalog::{
-    Backup, BackupStatus, CloneDescription, CloneOrigin, Error, KeepTarget, Repository, Silent, SweepOptions,
-    VerifyScope, WalOutcome,
+    Backup, BackupId, BackupStatus, CloneDescription, CloneOrigin, Error, Import, KeepTarget, Repository,
+    Silent, SweepOptions, VerifyScope, WalOutcome,
 };
 use barmanfs_pg::TimestampMicros;
 use barmanfs_pg::wal_name::WalName;
 use barmanfs_store::{LocalPacks, PackStorage, PackWriter, Record, RecordId, read_footer};
 
 use crate::common::{
-    Files, Fixture, SYSTEM, archive, begin, clone_of, finish, fixture, noise, put_files, segment, stored,
+    Files, Fixture, SYSTEM, archive, begin, clone_of, finish, fixture, new_backup, noise, put_files, segment,
+    stored,
 };
 
 const KEEP: u8 = 4;
@@ -331,6 +332,69 @@ fn a_release_ends_all_decisions_and_a_deletion_takes_them_along() {
     f.repository.delete_backup(&middle, false).unwrap();
     sweep(&f);
     assert_eq!(stored(&f, KEEP), 0);
+}
+
+/// Imports a backup that needs segment `first` and is kept where it comes from.
+fn import_kept(f: &Fixture, first: u64) -> Backup {
+    let taken = in_days(-30);
+    let import = Import {
+        id: BackupId::at(taken),
+        tool: "Barman".to_owned(),
+        name: "20261120T101500".to_owned(),
+        begin_time: taken,
+        end_time: taken,
+    };
+    let writer = f.repository.writer("import").unwrap();
+    let mut run = writer.begin_import(&f.server, new_backup(), import).unwrap();
+    run.keep(KeepTarget::Full, "kept there".to_owned());
+    finish(run, first, first)
+}
+
+/// The kind: what retention deletes between the record of a backup and the decision to keep it.
+#[test]
+fn an_imported_backup_is_kept_from_its_first_moment_on() {
+    let (f, [_, _, newest]) = site();
+    let kept = import_kept(&f, 10);
+    assert_eq!(kept.status, BackupStatus::WaitingForWals);
+    assert!(f.repository.keep_of(&kept).unwrap().is_some());
+    archive_segment(&f, 10);
+    enforce(&f, &rules("REDUNDANCY 1"));
+    let here = f.repository.backups(&f.server).unwrap();
+    let ids: Vec<BackupId> = here.iter().map(|backup| backup.id).collect();
+    assert_eq!(ids, [kept.id, newest.id]);
+}
+
+#[test]
+fn what_was_released_here_is_not_kept_by_the_next_import() {
+    let (f, _) = site();
+    let kept = import_kept(&f, 1);
+    let holds = |repository: &Repository| {
+        let keep = repository.keep_of(&kept).unwrap();
+        keep.is_some_and(|keep| keep.holds(now()))
+    };
+    let import_again = |repository: &Repository| {
+        let again = "kept there".to_owned();
+        repository
+            .keep_as_imported(&kept, KeepTarget::Full, again)
+            .unwrap();
+    };
+    assert!(holds(&f.repository));
+    assert!(f.repository.release_backup(&kept).unwrap());
+    assert!(!f.repository.release_backup(&kept).unwrap());
+    import_again(&f.repository);
+    assert!(!holds(&f.repository));
+    sweep(&f);
+    let repository = rebuilt(&f);
+    import_again(&repository);
+    assert!(!holds(&repository));
+    repository
+        .keep_backup(&kept, KeepTarget::Full, None, None)
+        .unwrap();
+    assert!(holds(&repository));
+    repository.release_backup(&kept).unwrap();
+    repository.delete_backup(&kept, false).unwrap();
+    let gone = repository.keep_as_imported(&kept, KeepTarget::Full, "kept there".to_owned());
+    assert!(matches!(gone, Err(Error::NoSuchBackup { .. })), "{gone:?}");
 }
 
 #[test]

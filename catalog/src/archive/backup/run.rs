@@ -22,6 +22,7 @@ use crate::archive::backup::{
     ConfigurationFiles, Import, Imported, StorageSnapshot, Tablespace, configuration, list, running,
 };
 use crate::archive::clones::CloneDescription;
+use crate::archive::keep::{self, Keep, KeepTarget};
 use crate::error::{Error, Result};
 use crate::home::locks::Lock;
 use crate::home::now;
@@ -86,6 +87,8 @@ pub struct BackupRun {
     ended: Option<TreeTotals>,
     /// Configuration files from outside the data directory.
     configuration: Option<ConfigurationFiles>,
+    /// How it is kept from its beginning on.
+    keep: Option<(KeepTarget, String)>,
     /// Bytes it added to the repository before it started over.
     stored_before: u64,
     lock: Option<Lock>,
@@ -167,6 +170,7 @@ impl Writer {
             tree: None,
             ended: None,
             configuration: None,
+            keep: None,
             stored_before: 0,
             lock: Some(lock),
         };
@@ -241,6 +245,11 @@ impl BackupRun {
     /// Notes texts with it, in the place of earlier ones. They are stored with its record.
     pub fn annotate(&mut self, annotations: Annotations) {
         self.backup.annotations = annotations;
+    }
+
+    /// Keeps it from the moment on at which it is complete: no retention comes between its record and this decision.
+    pub fn keep(&mut self, target: KeepTarget, reason: String) {
+        self.keep = Some((target, reason));
     }
 
     /// Its id.
@@ -468,6 +477,17 @@ impl BackupRun {
         self.record_failure(reason);
     }
 
+    /// Ends an import without a record: the backup was here, and what was damaged of it is stored again.
+    ///
+    /// # Errors
+    /// When that cannot be made durable.
+    pub fn leave(mut self) -> Result<()> {
+        self.tree = None;
+        let flushed = self.depositor.flush(Vec::new());
+        self.forget_state()?;
+        Ok(flushed.map(drop)?)
+    }
+
     /// Ends a backup whose files stay in the storage, and returns it as [`finish`](Self::finish) does. Its tree is dropped.
     ///
     /// # Errors
@@ -532,10 +552,20 @@ impl BackupRun {
             }),
             ..self.ended_with(end)
         };
-        let mut records = vec![records::record(Kind::Backup, &backup)?];
-        if let (Some(files), Some(of)) = (self.configuration.take(), records.first().map(|record| record.id))
-        {
+        let record = records::record(Kind::Backup, &backup)?;
+        let of = record.id;
+        let mut records = vec![record];
+        if let Some(files) = self.configuration.take() {
             records.push(configuration::record(&backup, of, files)?);
+        }
+        if let Some((target, reason)) = self.keep.take() {
+            let keep = Keep {
+                target,
+                kept_at: now(),
+                until: None,
+                reason: Some(reason),
+            };
+            records.push(keep::record(&backup, of, keep)?);
         }
         self.depositor.flush(records)?;
         Ok(())
