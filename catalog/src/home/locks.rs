@@ -26,6 +26,7 @@
 //! | `read-<server>-<id>` | readers of a backup, shared | its deletion without force, which takes it alone |
 //! | `sync-packs-<repository>` | a process that reads the footers of a primary's new packs | another such process |
 //! | `cron-memory` | a change of what cron remembers | another such change |
+//! | `make` | a process that makes the repository | another such process |
 //! | `verify-<server>:<token>` | a verification; without a server one of everything | nothing: it shows that it is at work |
 //!
 //! A process that takes several locks takes them in the order of this table, and waits for none of the first

@@ -97,11 +97,11 @@ pub(crate) fn read_settings(home: &Home) -> Result<Settings> {
             ) =>
         {
             let path = path.to_path_buf();
-            return Err(if has_packs(&path)? {
-                Error::SettingsMissing { path }
-            } else {
-                Error::NoRepository { path }
-            });
+            if !has_packs(&path)? {
+                return Err(Error::NoRepository { path });
+            }
+            // Another process may just have made the repository: its first pack comes after this file.
+            regular::read(&file).map_err(|_| Error::SettingsMissing { path })?
         }
         Err(source) => return Err(Error::io("read", &file, source)),
     };

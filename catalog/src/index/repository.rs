@@ -21,6 +21,9 @@ use crate::index::read_segments::ReadSegments;
 use crate::index::records::{self, Derive};
 use crate::index::unread::Surveyor;
 
+/// The lock of a process that makes the repository.
+const MAKING: &str = "make";
+
 /// Default size of the cache of decoded chunks: enough for a few readers; a mount sets a larger one.
 const CACHE_BYTES: usize = 32 * 1024 * 1024;
 
@@ -39,11 +42,21 @@ pub struct Repository {
 
 impl Repository {
     /// Creates the directory of a repository with an empty catalog. `repository.json` is written last: what a crash
-    /// leaves before that is not a repository, and the next attempt completes it.
+    /// leaves before that is not a repository, and the next attempt completes it. Of several processes at once, one makes
+    /// it, and the others wait and then find it made.
     pub(crate) fn make(path: &Path, options: CreateOptions) -> Result<()> {
         check_vacant(path)?;
         fs::create_dir_all(path).map_err(|source| Error::io("create", path, source))?;
         make_directories(path)?;
+        let locks = FileLocks::of(&Home::at(path)?);
+        let making = locks.wait_exclusive(MAKING, "making the repository")?;
+        let made = Self::make_alone(path, options);
+        making.remove();
+        made
+    }
+
+    fn make_alone(path: &Path, options: CreateOptions) -> Result<()> {
+        check_vacant(path)?;
         LocalPacks::create(&path.join(PACKS))?;
         remove_catalog(&path.join(CATALOG))?;
         Db::create(&path.join(CATALOG))?;
@@ -258,4 +271,32 @@ pub(crate) fn on_test_packs(
     let settings = read_settings(&home).unwrap();
     let repository = Repository::on(home, settings, storage.clone(), derive).unwrap();
     (directory, storage, repository)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Barrier;
+
+    /// The kind: what is made where nothing is must not remove what another process has just made there.
+    #[test]
+    fn commands_that_find_no_repository_at_once_make_one() {
+        let directory = tempfile::tempdir().unwrap();
+        for round in 0..20 {
+            let path = directory.path().join(round.to_string());
+            let all = Barrier::new(4);
+            let begin = || {
+                all.wait();
+                let made = Repository::create(&path, CreateOptions::default());
+                let repository = made.or_else(|_| Repository::open(&path)).unwrap();
+                repository.try_writing().unwrap();
+                repository.settings().id.clone()
+            };
+            let ids: Vec<String> = std::thread::scope(|scope| {
+                let threads: Vec<_> = (0..4).map(|_| scope.spawn(begin)).collect();
+                threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+            });
+            assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
+        }
+    }
 }
