@@ -72,6 +72,16 @@ pub(crate) fn is_lost(db: &Connection, id: &ChunkId) -> Result<bool> {
     Ok(places(db, id)?.iter().all(|place| place.damaged))
 }
 
+/// The next chunks after this one, by their ids, that are recorded as damaged or gone. They may be stored again since.
+pub(crate) fn recorded_after(db: &Connection, after: Option<&ChunkId>, count: usize) -> Result<Vec<ChunkId>> {
+    let mut query = db.prepare_cached(
+        "SELECT DISTINCT id FROM damaged WHERE id > ?1 AND record <> ?2 ORDER BY id LIMIT ?3",
+    )?;
+    let after = after.map_or(&[][..], |id| id.as_bytes());
+    let rows = query.query_map(params![after, NOT_LOOKED, count], |row| row.get(0).map(ChunkId))?;
+    Ok(rows.collect::<rusqlite::Result<_>>()?)
+}
+
 /// The packs with damaged places, by row number. The chunks are not listed: a lost disk had millions.
 pub(crate) fn damaged_packs(db: &Connection) -> Result<BTreeSet<i64>> {
     let mut query = db.prepare_cached("SELECT p.seq FROM damaged d JOIN packs p ON p.id = d.pack")?;

@@ -11,6 +11,8 @@
 //!    kill leaves nothing that looks whole, and the next run goes on where this one ended.
 //! 4. A backup that cannot be taken counts for nothing: the policy judges the others as if it were not there ([`backups`]).
 //!
+//! What is known to be damaged here is read again ([`repair`]).
+//!
 //! Whole packs are not copied: they hold records and chunks of other servers, deletions, and damage notes, which would mean
 //! something here. So a primary can add backups and WAL of the one server, and nothing else.
 //!
@@ -43,6 +45,7 @@ mod histories;
 mod joined;
 mod memory;
 mod offer;
+mod repair;
 mod wal;
 
 use copier::Copier;
@@ -237,6 +240,7 @@ impl Sync<'_> {
         self.look(monitor)?;
         self.take_server()?;
         self.take_histories()?;
+        self.repair()?;
         let backups = self.wanted_backups()?;
         if self.options.wal {
             monitor.stage(&format!("Copying the WAL of {}", self.server));
@@ -245,6 +249,9 @@ impl Sync<'_> {
         self.take_backups(backups, monitor)?;
         if self.options.wal && !self.report.backups.is_empty() {
             self.look_again(monitor)?;
+        }
+        if let SyncedBackups::Only(id) = self.options.backups {
+            self.tell_damage(id)?;
         }
         let is_all = self.options.wal && self.options.backups == SyncedBackups::All;
         // Of a part, nothing shows whether what follows a deleted backup is here.

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use barmanfs_catalog::retention::RetentionRules;
 use barmanfs_catalog::{
-    Backup, BackupStatus, BootOutcome, CreateOptions, Error, KeepTarget, Repository, ServerName, Silent,
-    SweepOptions, SyncOptions, SyncReport, SyncSource, SyncedBackups, VerifyScope,
+    Backup, BackupId, BackupStatus, BootOutcome, CreateOptions, Error, Import, KeepTarget, Repository,
+    ServerName, Silent, SweepOptions, SyncOptions, SyncReport, SyncSource, SyncedBackups, VerifyScope,
 };
 use barmanfs_pg::TimestampMicros;
 use barmanfs_pg::wal_name::WalName;
@@ -14,8 +14,8 @@ use barmanfs_store::testing::{Call, TestPacks};
 use barmanfs_store::{LocalPacks, Node, PackId, PackStorage, PackWriter, Record, RecordId, read_footer};
 
 use crate::common::{
-    Files, Fixture, SYSTEM, archive, begin, boot_test, finish, fixture, noise, put_files, read_wal, restore,
-    segment, stored,
+    Files, Fixture, SYSTEM, archive, begin, boot_test, finish, fixture, new_backup, noise, put_files,
+    read_wal, restore, segment, stored,
 };
 
 /// Kinds of records, see FORMAT.md.
@@ -552,6 +552,129 @@ fn damage_of_the_primary_is_named_and_not_taken() {
     let report = sites.sync();
     assert!(report.problems.is_empty(), "{report:?}");
     assert!(sites.current_at().is_some());
+    sites.assert_equal();
+}
+
+/// Damages every chunk of a repository: data, listings, maps and WAL.
+fn damage(repository: &Repository) {
+    let packs = LocalPacks::open(&repository.path().join("packs")).unwrap();
+    let mut all = Vec::new();
+    let listed = packs.list(&mut |pack| {
+        all.push(pack);
+        Ok(())
+    });
+    listed.unwrap();
+    for pack in all {
+        let name = pack.to_string();
+        let path = repository.path().join("packs").join(&name[..2]).join(&name);
+        let mut bytes = std::fs::read(&path).unwrap();
+        for chunk in read_footer(&packs, pack).unwrap().chunks {
+            bytes[chunk.offset as usize + chunk.stored_bytes as usize / 2] ^= 1;
+        }
+        std::fs::write(&path, bytes).unwrap();
+    }
+}
+
+/// The kind: what a verification found damaged here stays so although the primary has it.
+#[test]
+fn what_is_damaged_here_comes_again() {
+    let sites = Sites::new();
+    let first = files(1);
+    sites.back_up(1, &first);
+    sites.back_up(2, &changed(&first, 1000));
+    sites.sync();
+    damage(&sites.node);
+    let node = Repository::open(sites.node.path()).unwrap();
+    let found = node.verify(&VerifyScope::All, &mut Silent).unwrap();
+    assert!(!found.damages.is_empty());
+    node.note_damage(&found).unwrap();
+    let backups = node.backups(sites.server()).unwrap();
+    assert_eq!(node.damaged_backups(&backups).unwrap().len(), 2);
+    let sites = Sites { node, ..sites };
+    let report = sites.sync();
+    assert!(report.problems.is_empty(), "{report:?}");
+    assert!(
+        report.backups.is_empty() && report.copied_chunks > 0,
+        "{report:?}"
+    );
+    assert!(report.notes[0].contains("damaged here"), "{report:?}");
+    assert!(sites.node.damaged_backups(&backups).unwrap().is_empty());
+    sites.assert_equal();
+    assert_eq!(sites.sync().copied_chunks, 0);
+}
+
+#[test]
+fn what_the_primary_cannot_repair_is_told_when_it_is_asked_for() {
+    let sites = Sites::new();
+    let backup = sites.back_up(1, &files(1));
+    sites.sync();
+    damage(&sites.node);
+    damage(&sites.primary.repository);
+    let node = Repository::open(sites.node.path()).unwrap();
+    let found = node.verify(&VerifyScope::All, &mut Silent).unwrap();
+    node.note_damage(&found).unwrap();
+    let sites = Sites { node, ..sites };
+    let report = sites.sync_with(&SyncOptions {
+        backups: SyncedBackups::Only(backup.id),
+        ..everything()
+    });
+    let says = |words: &str| report.problems.iter().any(|problem| problem.contains(words));
+    assert!(
+        says("either") && says(&format!("{} is damaged", backup.id)),
+        "{report:?}"
+    );
+}
+
+#[test]
+fn who_asks_for_a_backup_that_was_deleted_here_gets_it() {
+    let sites = Sites::new();
+    let [old, _] = [1, 2].map(|number| sites.back_up(number, &files(number.into())));
+    sites.sync();
+    let only = SyncOptions {
+        backups: SyncedBackups::Only(old.id),
+        ..everything()
+    };
+    for _ in 0..2 {
+        let here = sites.node.backups(sites.server()).unwrap();
+        sites.node.delete_backup(&here[0], false).unwrap();
+        let report = sites.sync();
+        assert!(report.deleted_here.contains(&old.id), "{report:?}");
+        let report = sites.sync_with(&only);
+        assert_eq!(report.backups, [old.id], "{report:?}");
+        let report = sites.sync();
+        assert!(
+            report.deleted_here.is_empty() && report.problems.is_empty(),
+            "{report:?}"
+        );
+        sites.assert_equal();
+    }
+    Repository::rebuild(sites.node.path(), &mut Silent).unwrap();
+    sites.assert_equal();
+}
+
+#[test]
+fn the_same_import_on_both_is_one_backup() {
+    let sites = Sites::new();
+    let taken = TimestampMicros::from_unix_seconds(1_700_000_000);
+    let take = |repository: &Repository| {
+        let import = Import {
+            id: BackupId::at(taken),
+            tool: "Barman".to_owned(),
+            name: "20231114T221320".to_owned(),
+            begin_time: taken,
+            end_time: taken,
+        };
+        let writer = repository.writer("import").unwrap();
+        let run = writer.begin_import(sites.server(), new_backup(), import).unwrap();
+        put_files(&run, &files(1));
+        finish(run, 1, 1)
+    };
+    take(&sites.primary.repository);
+    sites.back_up(1, &files(1));
+    take(&sites.node);
+    let report = sites.sync();
+    assert!(report.problems.is_empty(), "{report:?}");
+    assert_eq!(report.backups.len(), 1, "{report:?}");
     sites.assert_equal();
 }
 

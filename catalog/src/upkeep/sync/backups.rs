@@ -4,8 +4,10 @@ use barmanfs_store::tree::ChunkRole;
 use barmanfs_store::{ChunkId, DirectoryRef, Record, RecordId};
 
 use crate::archive::backup::Backup;
+use crate::archive::backup::configuration::ConfigurationRecord;
 use crate::error::{Error, Result};
 use crate::index::chunk_set::{Met, Role};
+use crate::index::records::{self, Kind};
 use crate::monitor::{Monitor, Unit};
 use crate::names::BackupId;
 use crate::upkeep::sync::offer::{Said, is_here};
@@ -21,17 +23,15 @@ impl Sync<'_> {
         let here = self.node.backups(self.server)?;
         for backup in self.offer.backups.clone() {
             let (id, record) = (backup.body.id, backup.record.id);
-            let is_chosen = match self.options.backups {
-                SyncedBackups::Only(only) => id == only,
-                _ => true,
+            let asked_for = match self.options.backups {
+                SyncedBackups::Only(only) => Some(id == only),
+                _ => None,
             };
-            if !is_chosen
-                || self.tried.contains(&record)
-                || here.iter().any(|other| other.record == Some(record))
-            {
+            let is_here = |other: &Backup| other.record == Some(record) || is_same(other, &backup.body);
+            if asked_for == Some(false) || self.tried.contains(&record) || here.iter().any(is_here) {
                 continue;
             }
-            if self.was_here(record)? {
+            if asked_for.is_none() && self.was_here(record)? {
                 if !self.report.deleted_here.contains(&id) {
                     self.report.deleted_here.push(id);
                 }
@@ -139,16 +139,39 @@ impl Sync<'_> {
         for files in &configurations {
             self.copy_tree(&files.body.files.directory, monitor)?;
         }
-        let mut records: Vec<Record> = vec![backup.record.clone()];
-        records.extend(configurations.into_iter().map(|files| files.record));
+        let records = self.records_of(backup, configurations)?;
+        let fetched = records.first().map(|record| record.id);
         records
             .into_iter()
             .try_for_each(|record| self.copier.record(record))?;
         self.copier.publish()?;
-        self.memory.fetched.push(backup.record.id);
+        self.memory.fetched.extend(fetched);
         self.memory.untaken.remove(&backup.record.id);
         self.report.backups.push(backup.body.id);
         self.save()
+    }
+
+    /// The records of a backup, its own first. They keep their ids, unless the backup was deleted here: a deletion is for good,
+    /// so the same backup comes with new records.
+    fn records_of(
+        &self,
+        backup: &Said<Backup>,
+        configurations: Vec<Said<ConfigurationRecord>>,
+    ) -> Result<Vec<Record>> {
+        let of = backup.record.id;
+        if !self.node.db.read(|db| records::is_annulled(db, of))? {
+            let mut all = vec![backup.record.clone()];
+            all.extend(configurations.into_iter().map(|files| files.record));
+            return Ok(all);
+        }
+        let record = records::record(Kind::Backup, &backup.body)?;
+        let of = record.id;
+        let mut all = vec![record];
+        for files in configurations {
+            let body = ConfigurationRecord { of, ..files.body };
+            all.push(records::record(Kind::Configuration, &body)?);
+        }
+        Ok(all)
     }
 
     fn copy_tree(&mut self, directory: &DirectoryRef, monitor: &mut dyn Monitor) -> Result<()> {
@@ -172,4 +195,18 @@ impl Sync<'_> {
         self.copier.want(id)?;
         Ok(true)
     }
+}
+
+/// Whether two records are of one backup: this node may have imported what the primary has imported, too, or have it again
+/// after a deletion.
+fn is_same(one: &Backup, other: &Backup) -> bool {
+    let name = |backup: &Backup| {
+        let imported = backup.imported.as_ref();
+        imported.map_or_else(|| backup.id.to_string(), |from| from.name.clone())
+    };
+    let limits = |backup: &Backup| {
+        let (timeline, start, stop) = (backup.timeline, backup.start_lsn, backup.stop_lsn);
+        (backup.system_id, timeline, start, stop, backup.is_of_server())
+    };
+    one.is_complete() && limits(one) == limits(other) && name(one) == name(other)
 }
