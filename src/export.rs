@@ -82,6 +82,7 @@ fn open(
     let options = ViewOptions {
         servers: Some(vec![backup.server.clone()]),
         plain,
+        with_waiting: true,
         uid: owner.map(|(uid, _)| uid),
         gid: owner.map(|(_, gid)| gid),
         ..ViewOptions::default()
@@ -100,21 +101,32 @@ pub(crate) fn barmans_description(repository: &Repository, backup: &Backup) -> R
 
 /// Refuses a backup without its files, or without the WAL that the export shall have.
 pub(crate) fn refuse_incomplete(backup: &Backup, with_wal: bool) -> Result<(), Error> {
-    let status = backup.status;
-    if let Some(why) = backup.files_elsewhere() {
-        return Err(Error::failed(format!("{why}: there is nothing to export")));
+    match unsuitable(backup, with_wal) {
+        None => Ok(()),
+        Some(why) => {
+            let error = Error::failed(format!("Backup {} cannot be exported: {why}", backup.id));
+            Err(match backup.is_complete() {
+                true => error.hint(format!(
+                    "Run 'barmanfs switch-wal {}' and wait, or export it --as plain or tar with --wal none",
+                    backup.server
+                )),
+                false => error,
+            })
+        }
     }
-    match (backup.is_complete(), status) {
-        (false, _) => Err(Error::failed(format!("Backup {} is {status}", backup.id))),
-        (true, BackupStatus::WaitingForWals) if with_wal => Err(Error::failed(format!(
-            "Backup {} is {status}: not all of the WAL that it needs is archived",
-            backup.id
-        ))
-        .hint(format!(
-            "Run 'barmanfs switch-wal {}' and wait, or add --wal none",
-            backup.server
-        ))),
-        _ => Ok(()),
+}
+
+/// Why a backup cannot be exported in any format; `None` if it can. For some formats there are more reasons.
+fn unsuitable(backup: &Backup, with_wal: bool) -> Option<String> {
+    if let Some(why) = backup.files_elsewhere() {
+        return Some(format!("{why}: there is nothing to export"));
+    }
+    match (backup.is_complete(), backup.status) {
+        (false, status) => Some(format!("it is {status}")),
+        (true, status @ BackupStatus::WaitingForWals) if with_wal => Some(format!(
+            "it is {status}: not all of the WAL that it needs is archived"
+        )),
+        _ => None,
     }
 }
 
@@ -155,5 +167,30 @@ fn refuse_lack_of_space(asked: &Asked<'_>, place: &Path, needed_bytes: u64) -> R
             output::bytes(needed_bytes)
         ))
         .hint("Make room, or name another place")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::backup;
+
+    /// The kind: one backup without its files or its WAL ends the export of all.
+    #[test]
+    fn what_cannot_be_exported_is_known_before() {
+        let done = backup(BackupStatus::Done);
+        assert_eq!(unsuitable(&done, true), None);
+        let waiting = backup(BackupStatus::WaitingForWals);
+        assert!(unsuitable(&waiting, true).is_some_and(|why| why.contains("WAITING_FOR_WALS")));
+        assert_eq!(unsuitable(&waiting, false), None);
+        for status in [BackupStatus::Failed, BackupStatus::Started] {
+            assert!(unsuitable(&backup(status), false).is_some(), "{status}");
+        }
+        let mut snapshot = serde_json::to_value(&done).unwrap();
+        snapshot["kind"] = "snapshot".into();
+        snapshot["root"] = serde_json::Value::Null;
+        snapshot["snapshot"] = serde_json::json!({"name": "s1", "disks": [], "backup_label": ""});
+        let snapshot: Backup = serde_json::from_value(snapshot).unwrap();
+        assert!(unsuitable(&snapshot, false).is_some_and(|why| why.contains("snapshot s1")));
     }
 }

@@ -146,6 +146,29 @@ fn the_formats_of_pg_basebackup_verify_and_start(install: &'static Install) {
     let piped = "export main latest - --format tar --compression gzip";
     let refused = site.barmanfs(&piped.split_whitespace().collect::<Vec<_>>());
     refused.refused(2).says(&["has tablespaces"]);
+    without_its_wal(&two);
+}
+
+/// A backup whose WAL is not archived is exported without it.
+fn without_its_wal(two: &Two) {
+    let (site, server) = (&two.site, &two.server);
+    server.query("ALTER SYSTEM SET archive_command = 'false'");
+    server.query("SELECT pg_reload_conf()");
+    site.barmanfs(&["backup", "main", "--fast-checkpoint", "--no-wait"]);
+    let waiting = site.backups().pop().unwrap();
+    assert_eq!(waiting["status"], "WAITING_FOR_WALS", "{waiting}");
+    let id = waiting["id"].as_str().unwrap();
+    let export = |out: &str, words: &[&str]| {
+        let out = site.path(out).display().to_string();
+        site.barmanfs(&[&["export", "main", id, &out][..], words].concat())
+    };
+    let refused = export("waiting", &["--as", "plain"]).refused(1);
+    refused.says(&["WAITING_FOR_WALS", "--wal none"]);
+    for form in ["plain", "tar"] {
+        let out = format!("waiting_{form}");
+        export(&out, &["--as", form, "--wal", "none"]).ok();
+        assert!(site.path(&out).join("backup_manifest").exists(), "{form}");
+    }
 }
 
 /// The OID of the tablespace.

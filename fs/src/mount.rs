@@ -134,6 +134,7 @@ pub fn mount(repository: Repository, options: MountOptions) -> Result<MountedFs>
         clone_limits: options.clone_limits,
         copy: None,
         plain: None,
+        with_waiting: false,
     };
     let repository = repository.with_cache_bytes(options.cache_bytes.unwrap_or(DEFAULT_CACHE_BYTES));
     let context = Context::new(repository, views);

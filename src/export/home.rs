@@ -11,15 +11,16 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
-use barmanfs_catalog::{Backup, BackupStatus, ServerName};
+use barmanfs_catalog::{Backup, ServerName};
 use barmanfs_fs::views::PlainOptions;
 use barmanfs_pg::TimestampMicros;
 use barmanfs_pg::wal_name::WalName;
 
 use super::plain::DataDirectory;
 use super::tarball::{description, identity, own_wal};
-use super::{Asked, Exported, outside, xlog_db};
+use super::{Asked, Exported, outside, unsuitable, xlog_db};
 use crate::error::Error;
+use crate::moment;
 use crate::progress::{Counted, Progress};
 use crate::restore::{Like, Relocations, SourceFile, destination};
 use crate::signals::Interruption;
@@ -119,11 +120,11 @@ impl Home<'_> {
         let mut suitable = backups;
         suitable.retain(|backup| {
             let why = if !backup.is_of_server() {
-                "it was made of a clone"
-            } else if backup.status != BackupStatus::Done {
-                backup.status.as_str()
+                "it was made of a clone".to_owned()
+            } else if let Some(why) = unsuitable(backup, true) {
+                why
             } else if backup.archive() != self.server {
-                "it belongs to a history that was left"
+                "it belongs to a history that was left".to_owned()
             } else {
                 return true;
             };
@@ -149,7 +150,8 @@ impl Home<'_> {
             let view = self.view(backup)?;
             let info = description(self.asked.repository, backup, &view)?;
             self.file(&meta("backup.info"), info.as_bytes())?;
-            if let Some(keep) = self.asked.repository.keep_of(backup)? {
+            let keep = self.asked.repository.keep_of(backup)?;
+            if let Some(keep) = keep.filter(|keep| keep.holds(moment::now())) {
                 self.file(&meta("keep"), keep.target.as_str().as_bytes())?;
             }
         }

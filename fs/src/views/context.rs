@@ -115,6 +115,8 @@ pub struct ViewOptions {
     pub copy: Option<CopyOptions>,
     /// `raw/` shows what `pg_basebackup --format=plain` would have written, and not what the server sent.
     pub plain: Option<PlainOptions>,
+    /// Complete backups that wait for their WAL are shown, too. They cannot be started, and their files can be read.
+    pub with_waiting: bool,
 }
 
 impl Default for ViewOptions {
@@ -128,6 +130,7 @@ impl Default for ViewOptions {
             clone_limits: HashMap::new(),
             copy: None,
             plain: None,
+            with_waiting: false,
         }
     }
 }

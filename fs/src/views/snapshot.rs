@@ -55,7 +55,8 @@ impl Snapshot {
         let mut servers = Vec::new();
         for name in repository.servers()?.into_iter().filter(shown) {
             let mut backups = repository.backups(&name)?;
-            backups.retain(|backup| backup.status == BackupStatus::Done && backup.root.is_some());
+            let is_shown = |backup: &Backup| backup.status == BackupStatus::Done || options.with_waiting;
+            backups.retain(|backup| backup.is_complete() && is_shown(backup));
             let backups = backups.into_iter().map(Arc::new).collect();
             servers.push(Arc::new(ServerState { name, backups }));
         }
