@@ -50,6 +50,9 @@ fn a_snapshot_that_stays_in_the_storage_is_restored_on_its_disks(install: &'stat
     ] {
         site.barmanfs(words).refused(1).says(&["in the storage", &name]);
     }
+    let home = site.path("barman").display().to_string();
+    let all = site.barmanfs(&["export", "main", "all", &home, "--as", "barman-home"]);
+    all.refused(1).says(&["Left out", &id, "in the storage", &name]);
     let mount = Mount::new(site);
     assert_eq!(site.list(&mount.path("main/raw")), [""; 0]);
     mount.unmount();
@@ -212,7 +215,8 @@ fn the_storage_decides_about_the_record_of_a_snapshot(install: &'static Install)
         "is kept",
         "snapshot_delete_command",
     ]);
-    site.ok(&["retention", "main", "--enforce"]);
+    let kept = site.barmanfs(&["retention", "main", "--enforce"]).refused(3);
+    kept.says(&[&first, "is not deleted", "snapshot_delete_command"]);
     assert_eq!(
         site.backups()
             .iter()

@@ -7,26 +7,34 @@ use super::App;
 use super::keep::described;
 use crate::cli::retention::RetentionArgs;
 use crate::error::{Error, Outcome};
+use crate::hooks::retention::Done;
 use crate::hooks::{self, NEVER_STOPPED};
 use crate::moment;
 use crate::output::{self, Align, Cell, Output, Style, Table};
 use crate::progress::Shown;
 use crate::report::ServerRetention;
 
-/// Runs the command. A server whose plan is blocked makes it end with exit code 3.
+/// Runs the command. A server whose plan is blocked, or a snapshot that the storage does not delete, makes it end with exit
+/// code 3.
 pub(crate) fn run(app: &mut App, args: &RetentionArgs) -> Result<Outcome, Error> {
     let repository = match args.enforce {
         true => app.repository_for_writing()?,
         false => app.repository()?,
     };
     let mut reports = Vec::new();
+    let mut has_failed = false;
     for server in app.known_servers(&repository, &args.server)? {
-        reports.push(report(app, &repository, &server, args)?);
+        let (report, problems) = report(app, &repository, &server, args)?;
+        if let (true, Some(why)) = (app.options.quiet, &report.plan.blocked) {
+            tracing::error!("Server {server}: nothing is deleted: {why}");
+        }
+        reports.push(report);
+        has_failed |= !problems.is_empty();
     }
     let is_blocked = reports.iter().any(|report| report.plan.blocked.is_some());
     if args.json.json {
         app.out.json_list("servers", &reports)?;
-    } else {
+    } else if !(app.options.quiet && args.enforce) {
         for (nth, report) in reports.iter().enumerate() {
             if nth > 0 {
                 app.out.line("")?;
@@ -34,7 +42,7 @@ pub(crate) fn run(app: &mut App, args: &RetentionArgs) -> Result<Outcome, Error>
             show(&mut app.out, report)?;
         }
     }
-    Ok(match is_blocked {
+    Ok(match is_blocked || has_failed {
         true => Outcome::Problems,
         false => Outcome::Done,
     })
@@ -45,7 +53,7 @@ fn report(
     repository: &Repository,
     server: &ServerName,
     args: &RetentionArgs,
-) -> Result<ServerRetention, Error> {
+) -> Result<(ServerRetention, Vec<String>), Error> {
     // Of a server whose section has an error it is not known what it keeps.
     let configured = app.config.server(server.as_str());
     let disabled = configured.and_then(|configured| configured.refuse_disabled().err());
@@ -65,12 +73,16 @@ fn report(
     };
     let done = match args.enforce {
         true => hooks::retention::enforce(repository, (server, configured), &rules, at, NEVER_STOPPED)?,
-        false => Enforced {
-            plan: repository.retention(server, &rules, at)?,
-            deleted: Vec::new(),
-            wal: Vec::new(),
+        false => Done {
+            enforced: Enforced {
+                plan: repository.retention(server, &rules, at)?,
+                deleted: Vec::new(),
+                wal: Vec::new(),
+            },
+            problems: Vec::new(),
         },
     };
+    let (done, problems) = (done.enforced, done.problems);
     let deletes = done.plan.doomed().next().is_some() || !done.plan.removable_wal().is_empty();
     let forecast = (deletes && !args.enforce).then(|| {
         let mut shown = Shown::start("Forecast", app.options.quiet);
@@ -81,7 +93,7 @@ fn report(
         Ok(forecast) => (forecast, None),
         Err(error) => (None, Some(error.to_string())),
     };
-    Ok(ServerRetention {
+    let report = ServerRetention {
         server: server.to_string(),
         retention_policy: rules.backups.map(|policy| policy.to_string()),
         wal_retention_policy: rules.wal.to_string(),
@@ -91,7 +103,8 @@ fn report(
         forecast_error,
         deleted: done.deleted,
         removed_wal: done.wal,
-    })
+    };
+    Ok((report, problems))
 }
 
 /// Why nothing may be deleted: the newest backup may not be what the server had.
@@ -169,7 +182,8 @@ fn wal_text(wal: &[RemovableWal]) -> String {
         .map(|wal| format!("up to {}", wal.range.last))
         .collect();
     format!(
-        "{files} files of WAL ({}), {}",
+        "{} of WAL ({}), {}",
+        output::count(usize::try_from(files).unwrap_or(usize::MAX), "file"),
         output::bytes(bytes),
         ranges.join(", ")
     )

@@ -19,6 +19,14 @@ use crate::error::Error;
 /// As many entries of the archive are read at a time.
 const PAGE: usize = 1000;
 
+/// What a run has done.
+#[derive(Debug)]
+pub(crate) struct Done {
+    pub(crate) enforced: Enforced,
+    /// What should have been deleted and could not be: the storage keeps its snapshot.
+    pub(crate) problems: Vec<String>,
+}
+
 /// Deletes what the policies of a server do not keep, with its hooks.
 ///
 /// # Errors
@@ -29,7 +37,7 @@ pub(crate) fn enforce(
     rules: &RetentionRules,
     now: TimestampMicros,
     is_stopped: IsStopped<'_>,
-) -> Result<Enforced, Error> {
+) -> Result<Done, Error> {
     let rules = &held_by_storage(repository, (server, configured), rules, is_stopped)?;
     let hooks = configured.map(|configured| Hooks::of(configured, repository, is_stopped));
     let is_hooked = |hooks: &Hooks<'_>| hooks.has(Hook::Delete) || hooks.has(Hook::WalDelete);
@@ -62,12 +70,18 @@ pub(crate) fn enforce(
         is_stopped,
         done,
     )?;
-    for backup in doomed.iter().filter(|backup| done.deleted.contains(&backup.id)) {
+    let deleted = &done.enforced.deleted;
+    for backup in doomed.iter().filter(|backup| deleted.contains(&backup.id)) {
         hooks.after_backup(Hook::Delete, backup);
     }
     let told = seen.map_or(Ok(()), |seen| {
         seen.each(|wal| {
-            if done.wal.iter().any(|removed| removed.range.contains(&wal.name)) {
+            if done
+                .enforced
+                .wal
+                .iter()
+                .any(|removed| removed.range.contains(&wal.name))
+            {
                 hooks.after_wal(Hook::WalDelete, wal);
             }
         })
@@ -175,41 +189,52 @@ fn snapshots(
     (server, configured): (&ServerName, Option<&ServerConfig>),
     (rules, now, approved): (&RetentionRules, TimestampMicros, Option<&BTreeSet<BackupId>>),
     is_stopped: IsStopped<'_>,
-    mut done: Enforced,
-) -> Result<Enforced, Error> {
-    if done.plan.doomed().all(|judged| done.deleted.contains(&judged.id)) {
+    enforced: Enforced,
+) -> Result<Done, Error> {
+    let mut done = Done {
+        enforced,
+        problems: Vec::new(),
+    };
+    let Enforced { plan, deleted, .. } = &mut done.enforced;
+    if plan.doomed().all(|judged| deleted.contains(&judged.id)) {
         return Ok(done);
     }
-    let mut doomed = doomed(repository, server, &done.plan)?;
+    let mut doomed = doomed(repository, server, plan)?;
     doomed.retain(|backup| {
         backup.is_snapshot() && approved.is_none_or(|approved| approved.contains(&backup.id))
     });
     for backup in &doomed {
         match delete_snapshot(repository, configured, backup, (rules, now), is_stopped) {
-            Ok(()) => done.deleted.push(backup.id),
-            Err(error) => tracing::error!("Backup {} is not deleted: {error}", backup.id),
+            Ok(true) => deleted.push(backup.id),
+            Ok(false) => tracing::info!("Backup {} is not deleted: it is needed now", backup.id),
+            Err(error) => {
+                tracing::error!("Backup {} is not deleted: {error}", backup.id);
+                done.problems
+                    .push(format!("Backup {} is not deleted: {error}", backup.id));
+            }
         }
     }
     Ok(done)
 }
 
 /// Deletes a snapshot in the storage, and its record. Nobody deletes or keeps another backup meanwhile, so what was needed
-/// less than this one is still there.
+/// less than this one is still there. Returns whether it was deleted: it may be needed by now.
 fn delete_snapshot(
     repository: &Repository,
     configured: Option<&ServerConfig>,
     backup: &Backup,
     (rules, now): (&RetentionRules, TimestampMicros),
     is_stopped: IsStopped<'_>,
-) -> Result<(), Error> {
+) -> Result<bool, Error> {
     let _deleting = repository.deleting(&backup.server)?;
     let plan = repository.retention(&backup.server, rules, now)?;
     if !plan.doomed().any(|judged| judged.id == backup.id) {
-        return Err(Error::failed("it is needed now"));
+        return Ok(false);
     }
     repository.refuse_deletion(backup, false)?;
     storage::delete(repository, configured, backup, (false, is_stopped))?;
-    Ok(repository.delete_backup(backup, false)?)
+    repository.delete_backup(backup, false)?;
+    Ok(true)
 }
 
 /// A script that stops one file stops the removal of all WAL in this run: what is left is without gaps.

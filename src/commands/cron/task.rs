@@ -202,6 +202,8 @@ fn apply_policies(repository: &Repository, server: &ServerConfig) -> Result<Stri
     unheard(repository.remember_of_server(&server.name, |memory| memory.quiet = None));
     let basis = repository.retention_basis(&server.name)?;
     let done = hooks::retention::enforce(repository, (&server.name, Some(server)), &rules, now, &is_stopped)?;
+    let problem = done.problems.into_iter().next();
+    let done = done.enforced;
     let quiet = repository.quiet_after(&server.name, &rules, &done.plan, &basis, now)?;
     unheard(repository.remember_of_server(&server.name, |memory| memory.quiet = quiet));
     if let Some(why) = done.plan.blocked {
@@ -213,6 +215,9 @@ fn apply_policies(repository: &Repository, server: &ServerConfig) -> Result<Stri
             "Server {}: deleted backup {id}, which no policy keeps",
             server.name
         );
+    }
+    if let Some(problem) = problem {
+        return Err(Error::failed(problem));
     }
     let files: u64 = done.wal.iter().map(|wal| wal.totals.files).sum();
     Ok(format!(
