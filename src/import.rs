@@ -153,6 +153,48 @@ impl Identity {
     }
 }
 
+/// Leaves out the backups of other clusters than the server's. If nothing of the server is here, that of the newest backup
+/// counts: after an `initdb`, a source may still have backups of the cluster before.
+///
+/// # Errors
+/// When the catalog cannot be read.
+pub(crate) fn of_one_cluster(
+    repository: Option<&Repository>,
+    server: &ServerName,
+    backups: &mut Vec<ForeignBackup>,
+) -> Result<Vec<LeftOut>, Error> {
+    let known = repository
+        .map(|repository| repository.system_id(server))
+        .transpose()?;
+    let newest = || backups.iter().max_by_key(|backup| backup.begin_time);
+    let Some(system_id) = known
+        .flatten()
+        .or_else(|| newest().map(|backup| backup.system_id))
+    else {
+        return Ok(Vec::new());
+    };
+    let of_others = backups.extract_if(.., |backup| backup.system_id != system_id);
+    let left_out = of_others.map(|backup| {
+        let why = format!(
+            "it is of the cluster {}, and server {server} is the cluster {system_id}",
+            backup.system_id
+        );
+        LeftOut::problem(backup.name, why)
+    });
+    Ok(left_out.collect())
+}
+
+/// Whether files of a backup are known to be damaged. Its WAL outside of it is not asked about: that is no part of an import
+/// of its files.
+///
+/// # Errors
+/// When the catalog cannot be read.
+pub(crate) fn has_damaged_files(repository: &Repository, backup: &Backup) -> Result<bool, Error> {
+    let mut alone = backup.clone();
+    alone.wal_included = true;
+    Ok(!repository.damaged_backups(&[alone])?.is_empty())
+}
+
 impl LeftOut {
     /// Something that should have been taken.
     pub(crate) fn problem(what: impl Into<String>, why: impl Into<String>) -> Self {

@@ -83,6 +83,15 @@ pub(crate) fn follow(install: &'static Install, node: &dyn Fn(&Path) -> Site) {
     assert!(here.iter().all(|backup| backup["status"] == "DONE"), "{here:?}");
     let checked = node.barmanfs(&["check", "main"]).text();
     assert!(checked.contains("primary Barman home: OK"), "{checked}");
+    // A disk of Barman that is not mounted is no Barman without WAL.
+    let (wals, away) = (barman.place().join("wals"), barman.place().join("away"));
+    fs::rename(&wals, &away).unwrap();
+    fs::create_dir(&wals).unwrap();
+    node.barmanfs(&["sync", "main"])
+        .refused(3)
+        .says(&["wals", "mounted"]);
+    fs::remove_dir(&wals).unwrap();
+    fs::rename(&away, &wals).unwrap();
     // What was deleted here stays deleted.
     node.ok(&["delete", "main", here[0]["id"].as_str().unwrap()]);
     let third = sync(&node);
@@ -265,6 +274,11 @@ fn a_home_of_every_method_is_taken_over(install: &'static Install) {
         (&again["wal"]["archived"], sizes(&site)),
         (&Value::from(0), packs)
     );
+    // A decision that was made here counts.
+    site.ok(&["keep", "main", &ids.plain, "--release"]);
+    site.ok(&import_from(&home, &["--wal", "none"]));
+    let kept = site.ok(&["keep", "main", &ids.plain, "--status"]);
+    assert!(kept.contains("not kept"), "{kept}");
     it_recovers_to_the_end(install, &site, &server);
 }
 
@@ -340,6 +354,11 @@ fn marks_came_along(site: &Site, ids: &Ids) {
     assert!(kept.contains("full"), "{kept}");
     let shown = site.json(&["show-backup", "main", &ids.first]).to_string();
     assert!(shown.contains("ts1") && shown.contains("Barman"), "{shown}");
+    let text = site.ok(&["show-backup", "main", &ids.first]);
+    assert!(
+        text.contains(&format!("from Barman, where it is {}", ids.first)),
+        "{text}"
+    );
 }
 
 /// What Barman writes, leaves out or changes when it restores.
@@ -535,6 +554,8 @@ fn what_is_damaged_or_hostile_is_named_and_stops_nothing(install: &'static Insta
     is_left_out("cut", &cut, 3, &[first, "cut"], 2);
     let failed = format!("sed s/DONE/FAILED/ {0} > x && mv x {0}", info(first));
     is_left_out("failed", &failed, 0, &[first, "FAILED"], 2);
+    let waiting = format!("sed s/DONE/WAITING_FOR_WALS/ {0} > x && mv x {0}", info(archive));
+    is_left_out("waiting", &waiting, 3, &[archive, "--include-waiting"], 2);
     is_left_out(
         "deleted",
         &format!("touch meta/{first}-delete_this"),
@@ -549,6 +570,20 @@ fn what_is_damaged_or_hostile_is_named_and_stops_nothing(install: &'static Insta
         info(first)
     );
     is_left_out("other", &other, 3, &[first, "cluster 7"], 2);
+    // Nothing but its description says that it is of another cluster.
+    let later = format!(
+        "rm -f identity.json; sed 's/^systemid=.*/systemid=7/' {0} > x && mv x {0}",
+        info(linked)
+    );
+    is_left_out("later", &later, 3, &[linked, "cluster 7"], 2);
+    let home = site.path("later").display().to_string();
+    let run = site
+        .barmanfs(&import_from(&home, &["--wal", "none", "--json"]))
+        .refused(3);
+    assert_eq!(in_state(&report(&run), "imported"), [first, archive], "{run}");
+    for id in [first, archive] {
+        site.ok(&["delete", "main", id, "--force"]);
+    }
     let elsewhere = format!("rm -r base/{first} && ln -s /etc base/{first}");
     is_left_out("link", &elsewhere, 3, &[first, "link"], 2);
     is_left_out(

@@ -2,9 +2,10 @@
 
 mod moved;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
-use barmanfs_catalog::{Backup, ServerName};
+use barmanfs_catalog::{Backup, BackupId, Repository, ServerName};
 use jiff::tz::TimeZone;
 
 use super::App;
@@ -14,7 +15,7 @@ use crate::config::Config;
 use crate::error::{Error, Outcome};
 use crate::import::backups::{Importer, Taken};
 use crate::import::barman::configuration;
-use crate::import::barman::{BarmanHome, Options, Tarball};
+use crate::import::barman::{BarmanHome, Options, Tarball, Waiting};
 use crate::import::data_directory::DataDirectory;
 use crate::import::gpg::Passphrase;
 use crate::import::passphrase;
@@ -22,7 +23,7 @@ use crate::import::pg_basebackup::BaseBackups;
 use crate::import::pgbackrest::PgBackRest;
 use crate::import::plain::Plain;
 use crate::import::walg::WalG;
-use crate::import::{ForeignBackup, LeftOut, Listing, Source, wal};
+use crate::import::{ForeignBackup, LeftOut, Listing, Source, has_damaged_files, of_one_cluster, wal};
 use crate::output::{self, Output};
 use crate::report::import::{Import, ImportedBackup, NotTaken};
 use crate::signals::Interruption;
@@ -38,7 +39,7 @@ pub(crate) fn run(app: &mut App, args: &ImportArgs) -> Result<Outcome, Error> {
         source.can_delete()?;
     }
     let Listing { backups, left_out } = source.backups()?;
-    let chosen = choose(backups, &left_out, &args.backups)?;
+    let mut chosen = choose(backups, &left_out, &args.backups)?;
     let mut report = Import {
         server: server.to_string(),
         source: source.described(),
@@ -47,6 +48,12 @@ pub(crate) fn run(app: &mut App, args: &ImportArgs) -> Result<Outcome, Error> {
         wal: None,
         left_out: left_out.into_iter().map(NotTaken::from).collect(),
     };
+    let here = app.repository_if_made()?;
+    for other in of_one_cluster(here.as_ref(), &server, &mut chosen)? {
+        tracing::error!("Backup {} is not imported: {}", other.what, other.why);
+        report.left_out.push(other.into());
+    }
+    drop(here);
     if args.dry_run {
         plan(app, &server, &chosen, &mut report)?;
     } else {
@@ -62,7 +69,12 @@ fn plan(app: &App, server: &ServerName, chosen: &[ForeignBackup], report: &mut I
             Some(repository) => backup.identity().find(repository, server)?,
             None => None,
         };
+        let is_damaged = match (&repository, &here) {
+            (Some(repository), Some(here)) => has_damaged_files(repository, here)?,
+            _ => false,
+        };
         report.backups.push(match here {
+            Some(here) if is_damaged => ImportedBackup::to_repair(&here, &backup.name),
             Some(here) => ImportedBackup::present(&here, &backup.name),
             None => ImportedBackup::planned(backup),
         });
@@ -91,11 +103,33 @@ fn take(
     let (totals, left_out) = wal::take(source, here, args.wal, &signals, importer.quiet)?;
     report.wal = Some(totals);
     report.left_out.extend(left_out.into_iter().map(NotTaken::from));
-    chosen.iter().try_for_each(|backup| importer.keep(backup))?;
+    let gone = gone(&repository, server, &report.backups)?;
+    report.left_out.extend(gone.into_iter().map(NotTaken::from));
     match args.moves {
         true => moved::delete(here, source, chosen, report, importer.quiet),
         false => Ok(()),
     }
+}
+
+/// The backups that were here, and that somebody or a policy has deleted while the import ran.
+fn gone(
+    repository: &Repository,
+    server: &ServerName,
+    taken: &[ImportedBackup],
+) -> Result<Vec<LeftOut>, Error> {
+    let here: BTreeSet<BackupId> = repository
+        .backups(server)?
+        .iter()
+        .map(|backup| backup.id)
+        .collect();
+    let is_gone = |backup: &&ImportedBackup| backup.backup.is_some_and(|id| !here.contains(&id));
+    let gone = taken.iter().filter(is_gone).map(|backup| {
+        let why = format!(
+            "it was deleted here while the import ran: 'barmanfs retention {server}' shows what the policy keeps"
+        );
+        LeftOut::problem(&backup.name, why)
+    });
+    Ok(gone.collect())
 }
 
 /// Prints the section for the server that Barman's configuration gives.
@@ -175,7 +209,10 @@ fn barman_options(args: &BarmanArgs) -> Result<Options, Error> {
         },
         zone,
         with_partial: args.with_partial,
-        with_waiting: args.include_waiting,
+        waiting: match args.include_waiting {
+            true => Waiting::Taken,
+            false => Waiting::Named,
+        },
     })
 }
 
@@ -227,6 +264,18 @@ fn take_backups(
                 report.backups.push(ImportedBackup::present(&here, &backup.name));
                 previous = Some(*here);
             }
+            Taken::Repaired {
+                backup: here,
+                read_bytes,
+                shared_bytes,
+            } => {
+                tracing::info!("Backup {} was damaged here and is whole again", here.id);
+                let read = (read_bytes, shared_bytes);
+                report
+                    .backups
+                    .push(ImportedBackup::repaired(&here, &backup.name, read));
+                previous = Some(*here);
+            }
             Taken::LeftOut(left_out) => {
                 let LeftOut { what, why, .. } = &left_out;
                 tracing::error!("Backup {what} is not imported: {why}");
@@ -259,7 +308,7 @@ fn print(out: &mut Output, report: &Import) -> Result<(), Error> {
             .logical_bytes
             .map_or_else(String::new, |bytes| format!(", {}", output::bytes(bytes)));
         let read = match backup.state {
-            "imported" => format!(
+            "imported" | "repaired" => format!(
                 ", read {}, taken over {}, stored {}",
                 output::bytes(backup.read_bytes),
                 output::bytes(backup.shared_bytes),

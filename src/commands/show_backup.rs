@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use barmanfs_catalog::{Backup, BackupKind, BackupStatus, BootTest, Repository, StorageSnapshot};
+use barmanfs_catalog::{Backup, BackupKind, BackupStatus, BootTest, Imported, Repository, StorageSnapshot};
 use barmanfs_pg::wal_name::SegmentName;
 
 use super::App;
@@ -10,6 +10,7 @@ use super::keep::described;
 use super::list_backups::{boot_word, status_style, took};
 use crate::barman;
 use crate::cli::inspect::ShowBackupArgs;
+use crate::config::ServerConfig;
 use crate::error::{Error, Outcome};
 use crate::output::{self, Output, Style};
 use crate::report::{ListedBackup, Surroundings};
@@ -36,7 +37,14 @@ pub(crate) fn run(app: &mut App, args: &ShowBackupArgs) -> Result<Outcome, Error
     if args.json.json {
         app.out.json(&listed.with_missing_wal(&missing, &around)?)?;
     } else {
-        show(&mut app.out, &repository, &listed, (&missing, &around))?;
+        let configured = app.config.server(listed.backup.server.as_str());
+        let is_passive = configured.is_some_and(ServerConfig::is_passive);
+        show(
+            &mut app.out,
+            &repository,
+            (&listed, is_passive),
+            (&missing, &around),
+        )?;
     }
     Ok(Outcome::Done)
 }
@@ -44,12 +52,15 @@ pub(crate) fn run(app: &mut App, args: &ShowBackupArgs) -> Result<Outcome, Error
 fn show(
     out: &mut Output,
     repository: &Repository,
-    ListedBackup {
-        backup,
-        boot_test,
-        damaged,
-        retention,
-    }: &ListedBackup,
+    (
+        ListedBackup {
+            backup,
+            boot_test,
+            damaged,
+            retention,
+        },
+        is_passive,
+    ): (&ListedBackup, bool),
     (missing, around): (&[SegmentName], &Surroundings),
 ) -> Result<(), Error> {
     let mut facts = Facts::default();
@@ -58,14 +69,17 @@ fn show(
         out.paint(backup.status.as_str(), status_style(backup.status)),
     );
     if *damaged {
+        let (server, id) = (&backup.server, backup.id);
+        let (command, whose) = match is_passive {
+            true => (format!("sync-backup {server} {id}"), "primary"),
+            false => (format!("backup {server} --incremental never"), "server"),
+        };
+        let known = out.paint("known", Style::Red);
         facts.add(
             "Damage",
             format!(
-                "{}: 'barmanfs verify {server} {}' names the files; 'barmanfs backup {server} --incremental never' stores again \
-                 what the server still has of them",
-                out.paint("known", Style::Red),
-                backup.id,
-                server = backup.server
+                "{known}: 'barmanfs verify {server} {id}' names the files; 'barmanfs {command}' stores again what the {whose} \
+                 still has of them"
             ),
         );
     }
@@ -132,9 +146,21 @@ fn about_the_surroundings(facts: &mut Facts, around: &Surroundings) {
     facts.add_some("Next backup", around.next_backup.map(|id| id.to_string()));
 }
 
+/// `from Barman 3.19.1, where it is 20261128T155501, at 2026-11-30 03:00:00+00`.
+fn imported(from: &Imported) -> String {
+    let text = |text: &String| output::printable(text.as_bytes());
+    format!(
+        "from {}, where it is {}, at {}",
+        text(&from.tool),
+        text(&from.name),
+        output::second(from.imported_at)
+    )
+}
+
 fn about_the_run(facts: &mut Facts, backup: &Backup) {
     let text = |text: &String| output::printable(text.as_bytes());
     facts.add_some("Error", backup.error.as_ref().map(text));
+    facts.add_some("Imported", backup.imported.as_ref().map(imported));
     facts.add_some("Label", backup.label.as_ref().map(text));
     for (key, value) in &backup.annotations {
         facts.add("Annotation", text(&format!("{key}={value}")));

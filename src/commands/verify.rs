@@ -114,8 +114,9 @@ fn show(out: &mut Output, report: &VerifyReport) -> Result<(), Error> {
         )?;
     } else if report.bad_chunks > 0 {
         out.line(
-            "Of these, what the server still has is stored again by the next full backup (backup --incremental never), and \
-             WAL when it is archived again: then this reads again, in all backups",
+            "Of these, what the server still has is stored again by the next full backup (backup --incremental never), WAL \
+             when it is archived again, what a primary has by the next sync, and an imported backup when it is imported again: \
+             then this reads again, in all backups",
         )?;
     }
     Ok(())

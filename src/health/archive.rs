@@ -67,16 +67,12 @@ fn check_backups(
         limits: &server.limits,
         minimum_redundancy: server.minimum_redundancy,
         doubts: &doubts,
+        is_passive: server.is_passive(),
         now: SystemTime::now().into(),
     }));
     waiting(repository, &stored, findings);
     failed(&stored, findings);
-    findings.extend(reliability::findings(
-        invocation,
-        server.name.as_str(),
-        &stored,
-        &doubts,
-    ));
+    findings.extend(reliability::findings(subject, &stored, &doubts));
     findings.extend(reliability::test_age(
         subject,
         doubts.last_test.as_ref(),

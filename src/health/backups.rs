@@ -42,13 +42,20 @@ pub(super) struct Facts<'a> {
     pub(super) minimum_redundancy: usize,
     /// The backups that cannot be relied on.
     pub(super) doubts: &'a Doubts,
+    /// Whether its backups come from a primary.
+    pub(super) is_passive: bool,
     /// The time by this host's clock, which determines the times of backups.
     pub(super) now: TimestampMicros,
 }
 
 impl Facts<'_> {
+    /// How the server gets a backup.
     fn backup_command(&self) -> String {
-        self.invocation.with(&format!("backup {}", self.server))
+        self.command(if self.is_passive { "sync" } else { "backup" })
+    }
+
+    fn command(&self, name: &str) -> String {
+        self.invocation.with(&format!("{name} {}", self.server))
     }
 }
 
@@ -74,7 +81,10 @@ fn complete(facts: &Facts<'_>, done: &[&Backup]) -> Finding {
         ),
         None => Finding::failed(
             COMPLETE,
-            format!("there is none: '{}' takes one", facts.backup_command()),
+            match facts.is_passive {
+                true => format!("there is none: '{}' fetches them", facts.command("sync")),
+                false => format!("there is none: '{}' takes one", facts.command("backup")),
+            },
         ),
     }
 }
@@ -98,7 +108,12 @@ fn age(facts: &Facts<'_>, done: &[&Backup]) -> Option<Finding> {
     let age = seconds_between(ended, facts.now);
     let shown = output::duration(Duration::from_secs(age));
     let remedy = format!(
-        "take one with '{}', and see why none was taken",
+        "{} '{}', and see why none was taken",
+        if facts.is_passive {
+            "fetch with"
+        } else {
+            "take one with"
+        },
         facts.backup_command()
     );
     if let Some(limit) = &facts.limits.backup_age {
@@ -239,6 +254,7 @@ mod tests {
             limits: &limits,
             minimum_redundancy,
             doubts: &Doubts::default(),
+            is_passive: false,
             now: TimestampMicros::from_unix_seconds(1_000_000_000),
         };
         let bad = findings(&facts)

@@ -16,29 +16,21 @@ const BOOT: &str = "boot tests";
 const BOOT_AGE: &str = "boot test age";
 
 /// Both findings: FAILED if the newest complete backup is concerned, a warning if only older ones are.
-pub(super) fn findings(
-    invocation: &Invocation,
-    server: &str,
-    backups: &[Backup],
-    doubts: &Doubts,
-) -> [Finding; 2] {
+pub(super) fn findings(subject: Subject<'_>, backups: &[Backup], doubts: &Doubts) -> [Finding; 2] {
+    let (invocation, server) = (subject.invocation, subject.server.name.as_str());
     let complete: Vec<BackupId> = backups
         .iter()
         .filter(|backup| backup.status == BackupStatus::Done)
         .map(|backup| backup.id)
         .collect();
     [
-        damage(invocation, server, &complete, &doubts.damaged),
+        damage(subject, &complete, &doubts.damaged),
         boot(invocation, server, &complete, &doubts.not_booted),
     ]
 }
 
-fn damage(
-    invocation: &Invocation,
-    server: &str,
-    complete: &[BackupId],
-    damaged: &BTreeSet<BackupId>,
-) -> Finding {
+fn damage(subject: Subject<'_>, complete: &[BackupId], damaged: &BTreeSet<BackupId>) -> Finding {
+    let (invocation, server) = (subject.invocation, subject.server.name.as_str());
     let found = Found::among(complete, damaged);
     let Some(id) = found.newest else {
         return Finding::ok(
@@ -46,10 +38,14 @@ fn damage(
             format!("none is known: '{}' looks for it", invocation.with("verify")),
         );
     };
+    let (command, whose) = match subject.server.is_passive() {
+        true => (format!("sync-backup {server} {id}"), "primary"),
+        false => (format!("backup {server} --incremental never"), "server"),
+    };
     let remedy = format!(
-        "'{}' names the files; '{}' stores again what the server still has of them",
+        "'{}' names the files; '{}' stores again what the {whose} still has of them",
         invocation.with(&format!("verify {server} {id}")),
-        invocation.with(&format!("backup {server} --incremental never"))
+        invocation.with(&command)
     );
     found.line(DAMAGE, "is damaged", "damaged", &remedy)
 }
@@ -134,6 +130,29 @@ mod tests {
     use crate::config::tests::server;
     use crate::health::State;
     use crate::testing::boot_test;
+
+    /// A passive server has nothing to take a backup of.
+    #[test]
+    fn the_remedy_of_damage_is_one_that_the_server_has() {
+        let invocation = Invocation::current(None);
+        let damaged = crate::testing::backup(BackupStatus::Done).id;
+        let text = |settings: &str| {
+            let server = server(settings);
+            let subject = Subject {
+                server: &server,
+                invocation: &invocation,
+            };
+            damage(subject, &[damaged], &BTreeSet::from([damaged]))
+                .text()
+                .to_owned()
+        };
+        assert!(text("").contains("backup main --incremental never"));
+        let passive = text("primary_repository = /srv/primary");
+        assert!(
+            passive.contains(&format!("sync-backup main {damaged}")),
+            "{passive}"
+        );
+    }
 
     #[test]
     fn a_backup_must_be_tested_in_time() {

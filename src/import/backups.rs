@@ -7,7 +7,8 @@ use std::fs::File;
 use std::io::{self, Seek};
 
 use barmanfs_catalog::{
-    Backup, BackupEnd, BackupRun, BackupStatus, ConfigurationFiles, Import, NewBackup, Repository, ServerName,
+    Backup, BackupEnd, BackupRun, ConfigurationFiles, Error as CatalogError, Import, NewBackup, Repository,
+    ServerName,
 };
 use barmanfs_pg::backup_label::BackupLabel;
 use barmanfs_pg::backup_manifest::WalRange;
@@ -19,6 +20,7 @@ use barmanfs_store::{Attributes, DirectoryRef, FileMap, TreeReader};
 use super::manifest::{self, Files};
 use super::{
     Arrived, ForeignBackup, ForeignConfiguration, Intake, LeftOut, Manifest, OwnWal, Source, composed,
+    has_damaged_files,
 };
 use crate::backup::compose::{Composer, Parent};
 use crate::backup::configuration::store_files;
@@ -61,12 +63,19 @@ pub(crate) enum Taken {
     },
     /// It was here before.
     Present(Box<Backup>),
+    /// It was here and damaged, and is whole again.
+    Repaired {
+        backup: Box<Backup>,
+        read_bytes: u64,
+        shared_bytes: u64,
+    },
     /// It cannot be taken.
     LeftOut(LeftOut),
 }
 
 impl Importer<'_> {
-    /// Imports one backup, unless it is here. `previous` is the one before it in the source.
+    /// Imports one backup, unless it is here. One that is here and damaged is stored again: what its files had in common
+    /// with the source is whole then. `previous` is the one before it in the source.
     ///
     /// # Errors
     /// When the repository fails, or the user interrupts. What is wrong with the backup itself is [`Taken::LeftOut`].
@@ -76,58 +85,56 @@ impl Importer<'_> {
         backup: &ForeignBackup,
         previous: Option<&Backup>,
     ) -> Result<Taken, Error> {
-        if let Some(here) = backup.identity().find(self.repository, self.server)? {
-            return Ok(Taken::Present(Box::new(here)));
+        let here = backup.identity().find(self.repository, self.server)?;
+        if let Some(here) = &here {
+            self.keep(backup, here)?;
+            if !has_damaged_files(self.repository, here)? {
+                return Ok(Taken::Present(Box::new(here.clone())));
+            }
         }
         let left_out = |error: &Error| Taken::LeftOut(LeftOut::problem(&backup.name, error.to_string()));
         let parent = match self.parent(backup) {
             Ok(parent) => parent,
             Err(error) => return Ok(left_out(&error)),
         };
-        let new = NewBackup {
-            label: backup.label.clone(),
-            system_id: backup.system_id,
-            server_version: backup.server_version,
-            segment_size: backup.segment_size,
-            wal_included: false,
-            timezone: None,
-            fork: None,
-        };
-        let import = Import {
-            id: backup.id,
-            tool: backup.tool.clone(),
-            name: backup.name.clone(),
-            begin_time: backup.begin_time,
-            end_time: backup.end_time,
-            shut_down: backup.is_cold,
-        };
         let writer = self.repository.writer(&format!("import of {}", self.server))?;
-        let mut run = writer.begin_import(self.server, new, import)?;
-        run.annotate(backup.annotations.clone());
-        let parent = match parent {
-            Some(parent) => {
-                let (trees, root) = run.build_on(&parent)?;
-                Some(Parent {
-                    backup: parent,
-                    trees,
-                    root,
-                })
-            }
-            None => {
-                if let Some(previous) = previous {
-                    run.compare_with(previous)?;
-                }
-                None
-            }
+        let (new, import) = described(backup);
+        let mut run = match writer.begin_import(self.server, new, import) {
+            Err(error @ CatalogError::OtherSystem { .. }) => return Ok(left_out(&error.into())),
+            begun => begun?,
         };
+        if let Some(target) = backup.keep {
+            run.keep(target, kept_there());
+        }
+        run.annotate(backup.annotations.clone());
+        let parent = build_on(&mut run, parent, previous)?;
         let mut repository_failed = false;
-        match self.store(source, backup, &mut run, parent, &mut repository_failed) {
-            Ok((end, read_bytes, shared_bytes)) => Ok(Taken::Imported {
+        let stored = self.store(source, backup, &mut run, parent, &mut repository_failed);
+        match (stored, here) {
+            (Ok((end, read_bytes, shared_bytes)), None) => Ok(Taken::Imported {
                 backup: Box::new(run.finish(end)?),
                 read_bytes,
                 shared_bytes,
             }),
-            Err(error) => {
+            (Ok((_, read_bytes, shared_bytes)), Some(here)) => {
+                run.leave()?;
+                match has_damaged_files(self.repository, &here)? {
+                    false => Ok(Taken::Repaired {
+                        backup: Box::new(here),
+                        read_bytes,
+                        shared_bytes,
+                    }),
+                    true => Ok(Taken::LeftOut(LeftOut::problem(
+                        &backup.name,
+                        format!(
+                            "it is damaged here, as {}, and what is damaged is not in the source any more: \
+                             'barmanfs delete {} {}' and import it again",
+                            here.id, self.server, here.id
+                        ),
+                    ))),
+                }
+            }
+            (Err(error), _) => {
                 run.fail(&error.to_string());
                 match repository_failed {
                     true => Err(error.context(format_args!("Import of {}", backup.name))),
@@ -273,34 +280,66 @@ impl Importer<'_> {
         }
     }
 
-    /// Keeps an imported backup as its user did, unless somebody has decided about it here.
-    ///
-    /// # Errors
-    /// When the decision cannot be read or recorded.
-    pub(crate) fn keep(&self, foreign: &ForeignBackup) -> Result<(), Error> {
-        let Some(target) = foreign.keep else {
-            return Ok(());
-        };
+    /// Keeps a backup that was imported before as its user does, unless somebody has decided about it here. One that is
+    /// imported now is kept by its run.
+    fn keep(&self, foreign: &ForeignBackup, here: &Backup) -> Result<(), Error> {
         // A backup that was not imported has its own keeper.
-        let here = foreign.identity().find(self.repository, self.server)?;
-        let Some(backup) = here.filter(|here| here.imported.is_some()) else {
+        let Some(target) = foreign.keep.filter(|_| here.imported.is_some()) else {
             return Ok(());
         };
-        if backup.status != BackupStatus::Done {
-            tracing::warn!(
-                "Backup {} of server {} was kept where it comes from, and cannot be kept here before its WAL is complete: \
-                 repeat the import then",
-                backup.id,
-                self.server
-            );
-            return Ok(());
+        match self.repository.keep_as_imported(here, target, kept_there()) {
+            // The import notices at its end that it is gone.
+            Err(CatalogError::NoSuchBackup { .. }) => Ok(()),
+            kept => Ok(kept?),
         }
-        if self.repository.keep_of(&backup)?.is_some() {
-            return Ok(());
-        }
-        let why = format!("kept where it was imported from, at {}", moment::now());
-        Ok(self.repository.keep_backup(&backup, target, None, Some(why))?)
     }
+}
+
+/// What is known of a backup before it is read.
+fn described(backup: &ForeignBackup) -> (NewBackup, Import) {
+    let new = NewBackup {
+        label: backup.label.clone(),
+        system_id: backup.system_id,
+        server_version: backup.server_version,
+        segment_size: backup.segment_size,
+        wal_included: false,
+        timezone: None,
+        fork: None,
+    };
+    let import = Import {
+        id: backup.id,
+        tool: backup.tool.clone(),
+        name: backup.name.clone(),
+        begin_time: backup.begin_time,
+        end_time: backup.end_time,
+        shut_down: backup.is_cold,
+    };
+    (new, import)
+}
+
+/// Builds a backup on its parent, or compares it with the one before it in the source.
+fn build_on(
+    run: &mut BackupRun,
+    parent: Option<Backup>,
+    previous: Option<&Backup>,
+) -> Result<Option<Parent>, Error> {
+    let Some(parent) = parent else {
+        if let Some(previous) = previous {
+            run.compare_with(previous)?;
+        }
+        return Ok(None);
+    };
+    let (trees, root) = run.build_on(&parent)?;
+    Ok(Some(Parent {
+        backup: parent,
+        trees,
+        root,
+    }))
+}
+
+/// Why an imported backup is kept.
+fn kept_there() -> String {
+    format!("kept where it was imported from, at {}", moment::now())
 }
 
 /// A backup without a label begins where its control file says, which must be as it was when the server was stopped.

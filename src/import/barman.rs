@@ -40,8 +40,18 @@ pub(crate) struct Options {
     pub(crate) zone: TimeZone,
     /// Whether the segment that is being received is taken, too.
     pub(crate) with_partial: bool,
-    /// Whether backups are taken whose WAL is not complete.
-    pub(crate) with_waiting: bool,
+    pub(crate) waiting: Waiting,
+}
+
+/// What becomes of backups whose WAL is not all in the home.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Waiting {
+    /// They are taken.
+    Taken,
+    /// They are left out, and a person has to know.
+    Named,
+    /// They are left out until Barman has their WAL, which is a problem only after a day.
+    Awaited,
 }
 
 /// One server in a home.
@@ -168,6 +178,14 @@ impl Source for BarmanHome {
     }
 
     fn wal(&mut self, _: &Path) -> Result<Box<dyn Iterator<Item = Result<ForeignWal, LeftOut>> + '_>, Error> {
-        wal::list(&self.place(), &self.options)
+        let files = wal::list(&self.place(), &self.options)?;
+        // A backup of Barman is DONE only when its WAL is there.
+        let is_missing = !self.found.is_empty() && !wal::has_any(&self.place())?;
+        let missing = is_missing.then(|| {
+            let wals = self.place().join("wals");
+            let why = "it has no WAL, and the backups in the home need some: see whether it is mounted";
+            Err(LeftOut::problem(wals.display().to_string(), why))
+        });
+        Ok(Box::new(missing.into_iter().chain(files)))
     }
 }

@@ -10,7 +10,7 @@ use barmanfs_store::{Attributes, DirectoryRef, FileMap, TreeReader};
 use super::allowance::Allowance;
 use super::composed::Composed;
 use super::own_wal::OwnWal;
-use super::{Identity, manifest};
+use super::{Identity, has_damaged_files, manifest};
 use crate::backup::compose::Incompatible;
 use crate::backup::files::{BackupFiles, MANIFEST, file_map};
 use crate::error::Error;
@@ -219,9 +219,14 @@ impl<'a> Intake<'a> {
         path: &[u8],
     ) -> Result<Option<(TreeReader, FileMap)>, Error> {
         if self.other.as_ref().is_none_or(|last| last.identity != *other) {
-            let files = other
-                .find(self.repository, self.server)?
-                .and_then(|backup| Some((self.repository.trees(), backup.root?.directory)));
+            let mut found = other.find(self.repository, self.server)?;
+            // The source may still be good.
+            if let Some(here) = &found
+                && has_damaged_files(self.repository, here)?
+            {
+                found = None;
+            }
+            let files = found.and_then(|backup| Some((self.repository.trees(), backup.root?.directory)));
             self.other = Some(Other {
                 identity: other.clone(),
                 files,

@@ -27,7 +27,7 @@ pub(crate) struct ImportedBackup {
     pub(crate) name: String,
     /// Its id here; null if it is not here.
     pub(crate) backup: Option<BackupId>,
-    /// `imported`, `present`, or with `--dry-run` `would be imported`.
+    /// `imported`, `present`, `repaired`, or with `--dry-run` `would be imported` or `would be repaired`.
     pub(crate) state: &'static str,
     /// Bytes of its files.
     pub(crate) logical_bytes: Option<u64>,
@@ -71,6 +71,23 @@ impl ImportedBackup {
             state: "present",
             new_stored_bytes: 0,
             ..Self::imported(backup, name, (0, 0))
+        }
+    }
+
+    /// One that was here and damaged, and is whole now.
+    pub(crate) fn repaired(backup: &Backup, name: &str, read: (u64, u64)) -> Self {
+        Self {
+            state: "repaired",
+            new_stored_bytes: 0,
+            ..Self::imported(backup, name, read)
+        }
+    }
+
+    /// One that is damaged here, and that an import without `--dry-run` would read again.
+    pub(crate) fn to_repair(backup: &Backup, name: &str) -> Self {
+        Self {
+            state: "would be repaired",
+            ..Self::present(backup, name)
         }
     }
 

@@ -16,9 +16,9 @@ use crate::config::ServerConfig;
 use crate::error::Error;
 use crate::import::backups::{Importer, Taken};
 use crate::import::barman::far::{FarHome, Position, Reached};
-use crate::import::barman::{BarmanHome, Options};
+use crate::import::barman::{BarmanHome, Options, Waiting};
 use crate::import::plain::Plain;
-use crate::import::{ForeignBackup, LeftOut, Listing, Source, wal};
+use crate::import::{ForeignBackup, LeftOut, Listing, Source, has_damaged_files, of_one_cluster, wal};
 use crate::moment;
 use crate::signals::Interruption;
 
@@ -73,7 +73,7 @@ fn options() -> Options {
         },
         zone: TimeZone::system(),
         with_partial: false,
-        with_waiting: false,
+        waiting: Waiting::Awaited,
     }
 }
 
@@ -210,7 +210,17 @@ fn take_backups(
 ) -> Result<(), Error> {
     let listed = home.source().backups();
     home.check()?;
-    let Listing { backups, left_out } = listed?;
+    let Listing {
+        mut backups,
+        mut left_out,
+    } = listed?;
+    left_out.extend(of_one_cluster(
+        Some(importer.repository),
+        importer.server,
+        &mut backups,
+    )?);
+    // A passive node decides itself what it keeps.
+    backups.iter_mut().for_each(|backup| backup.keep = None);
     report.problems.extend(left_out.iter().filter_map(problem));
     let mut untaken = BTreeSet::new();
     loop {
@@ -258,11 +268,11 @@ fn choose(
     report.obsolete.clear();
     let mut chosen = Vec::new();
     for backup in backups {
-        let is_here = backup.identity().find(repository, &server.name)?.is_some();
-        match memory.fetched_names.contains(&backup.name) {
-            true if is_here => {}
-            true => report.deleted_here.push(backup.id),
-            false => chosen.push(backup),
+        let here = backup.identity().find(repository, &server.name)?;
+        match (memory.fetched_names.contains(&backup.name), here) {
+            (true, Some(here)) if !has_damaged_files(repository, &here)? => {}
+            (true, None) => report.deleted_here.push(backup.id),
+            _ => chosen.push(backup),
         }
     }
     let coming: Vec<_> = chosen
@@ -306,6 +316,11 @@ fn take(
                 backup
             }
             Taken::Present(here) => here,
+            Taken::Repaired { backup: here, .. } => {
+                let note = format!("Backup {} was damaged here and is whole again", here.id);
+                report.notes.push(note);
+                here
+            }
             Taken::LeftOut(left_out) => {
                 report.problems.extend(problem(&left_out));
                 untaken.insert(backup.name.clone());

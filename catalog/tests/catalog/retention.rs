@@ -343,6 +343,7 @@ fn import_kept(f: &Fixture, first: u64) -> Backup {
         name: "20261120T101500".to_owned(),
         begin_time: taken,
         end_time: taken,
+        shut_down: false,
     };
     let writer = f.repository.writer("import").unwrap();
     let mut run = writer.begin_import(&f.server, new_backup(), import).unwrap();

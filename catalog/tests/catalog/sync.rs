@@ -663,6 +663,7 @@ fn the_same_import_on_both_is_one_backup() {
             name: "20231114T221320".to_owned(),
             begin_time: taken,
             end_time: taken,
+            shut_down: false,
         };
         let writer = repository.writer("import").unwrap();
         let run = writer.begin_import(sites.server(), new_backup(), import).unwrap();

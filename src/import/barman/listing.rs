@@ -4,19 +4,21 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use barmanfs_catalog::KeepTarget;
 use barmanfs_foreign::barman::backup_info::{self, BackupInfo, Moment, Status, Tablespace};
 use barmanfs_foreign::barman::identity::{self, Identity};
 use barmanfs_foreign::barman::names::{BackupId, KeepMark, MetaKind, MetaName, TarName};
 use barmanfs_foreign::barman::snapshots::Snapshots;
-use barmanfs_pg::SystemId;
+use barmanfs_pg::{SystemId, TimestampMicros};
 use jiff::tz::TimeZone;
 
-use super::Options;
+use super::{Options, Waiting};
 use crate::error::Error;
 use crate::import::directory::{cannot_read, read_small};
 use crate::import::{ForeignBackup, LeftOut};
+use crate::moment;
 use crate::output::printable;
 
 /// The names in a backup's directory and its data directory.
@@ -24,6 +26,9 @@ type Names = [Option<Vec<String>>; 2];
 
 /// The tool, in the record of a backup. Its version is nowhere in a home.
 pub(super) const TOOL: &str = "Barman";
+
+/// A backup of a running Barman may wait so long for its WAL before a person has to know.
+const AWAITED_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// More than a keep mark ever has.
 const KEEP_BYTES: u64 = 64;
@@ -198,7 +203,7 @@ impl Reader<'_> {
         let info = self.info(id, &place)?;
         match info.status {
             Status::Done => {}
-            Status::WaitingForWals if self.options.with_waiting => {}
+            Status::WaitingForWals => self.wait_for(id, &info)?,
             status => return Err(LeftOut::expected(id.as_str(), format!("its status is {status}"))),
         }
         if let Some(snapshots) = &info.snapshots {
@@ -229,6 +234,29 @@ impl Reader<'_> {
             place,
             layout,
         })
+    }
+
+    /// A backup waits for its WAL: whether it is taken all the same.
+    fn wait_for(&self, id: &BackupId, info: &BackupInfo) -> Result<(), LeftOut> {
+        let why = format!("its status is {}", info.status);
+        let end = info.end_time.and_then(|end| end.in_zone(&self.options.zone));
+        let waits = |end: TimestampMicros| moment::now().saturating_duration_since(end);
+        match self.options.waiting {
+            Waiting::Taken => Ok(()),
+            Waiting::Awaited if end.is_none_or(|end| waits(end) < AWAITED_MAX) => {
+                Err(LeftOut::expected(id.as_str(), why))
+            }
+            Waiting::Awaited => {
+                let why = format!("{why} for more than a day: see why its WAL does not come to Barman");
+                Err(LeftOut::problem(id.as_str(), why))
+            }
+            Waiting::Named => {
+                let why = format!(
+                    "{why}: repeat the import when Barman has its WAL, or take it with --include-waiting"
+                );
+                Err(LeftOut::problem(id.as_str(), why))
+            }
+        }
     }
 
     fn info(&self, id: &BackupId, place: &Path) -> Result<BackupInfo, LeftOut> {

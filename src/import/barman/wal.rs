@@ -55,6 +55,13 @@ pub(super) fn list<'a>(
     }))
 }
 
+/// Whether anything is archived.
+pub(super) fn has_any(place: &Path) -> Result<bool, Error> {
+    let names = names_in(&place.join("wals"))?.unwrap_or_default();
+    let is_wal = |name: &String| is_directory_name(name) || names::wal_name(name).is_some();
+    Ok(names.iter().any(is_wal))
+}
+
 /// The first sixteen digits of a segment's name: its timeline and the high half of its position.
 fn is_directory_name(name: &str) -> bool {
     name.len() == 16 && name.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'A'..=b'F'))
@@ -222,7 +229,7 @@ mod tests {
             plain: Plain::default(),
             zone: TimeZone::UTC,
             with_partial,
-            with_waiting: false,
+            waiting: crate::import::barman::Waiting::Named,
         }
     }
 
@@ -292,6 +299,7 @@ mod tests {
                 "expected 000000010000000000000009",
             ]
         );
+        assert!(has_any(place).unwrap());
         let with_partial = seen(&options(true));
         assert!(with_partial.contains(&"000000010000000000000006.partial".to_owned()));
     }
