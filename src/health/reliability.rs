@@ -144,7 +144,7 @@ mod tests {
             };
             damage(subject, &[damaged], &BTreeSet::from([damaged]))
                 .text()
-                .to_owned()
+                .unwrap()
         };
         assert!(text("").contains("backup main --incremental never"));
         let passive = text("primary_repository = /srv/primary");

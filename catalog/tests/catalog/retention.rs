@@ -355,10 +355,10 @@ fn import_kept(f: &Fixture, first: u64) -> Backup {
 #[test]
 fn an_imported_backup_is_kept_from_its_first_moment_on() {
     let (f, [_, _, newest]) = site();
-    let kept = import_kept(&f, 10);
+    let kept = import_kept(&f, 90);
     assert_eq!(kept.status, BackupStatus::WaitingForWals);
     assert!(f.repository.keep_of(&kept).unwrap().is_some());
-    archive_segment(&f, 10);
+    archive_segment(&f, 90);
     enforce(&f, &rules("REDUNDANCY 1"));
     let here = f.repository.backups(&f.server).unwrap();
     let ids: Vec<BackupId> = here.iter().map(|backup| backup.id).collect();
