@@ -107,7 +107,7 @@ pub(crate) fn refuse_incomplete(backup: &Backup, with_wal: bool) -> Result<(), E
             let error = Error::failed(format!("Backup {} cannot be exported: {why}", backup.id));
             Err(match backup.is_complete() {
                 true => error.hint(format!(
-                    "Run 'barmanfs switch-wal {}' and wait, or export it --as plain or tar with --wal none",
+                    "Run 'barmanfs switch-wal {}' and wait, or export it with --as plain --wal none",
                     backup.server
                 )),
                 false => error,

@@ -209,27 +209,6 @@ fn what_is_damaged_never_looks_whole(install: &'static Install) {
     assert_eq!(parsed(&report)["left_out"].as_array().unwrap().len(), 1);
     assert_eq!(site.backup_ids().len(), 1);
     site.ok(&["verify"]);
-    // What is damaged here afterwards is read again.
-    let pack = site.largest_pack(&[]);
-    let mut bytes = fs::read(&pack).unwrap();
-    let half = bytes.len() / 2;
-    bytes[4096..half]
-        .iter_mut()
-        .step_by(50_000)
-        .for_each(|byte| *byte ^= 1);
-    fs::write(&pack, bytes).unwrap();
-    site.barmanfs(&["verify"]).refused(3);
-    let state = |run: &Run| parsed(run)["backups"][0]["state"].clone();
-    assert_eq!(
-        state(&import(&site, &[&plain], &["--dry-run"]).ok()),
-        "would be repaired"
-    );
-    assert_eq!(state(&import(&site, &[&plain], &[]).ok()), "repaired");
-    assert_eq!(state(&import(&site, &[&plain], &[]).ok()), "present");
-    let raw = format!("main/raw/{}", site.backup_ids()[0]);
-    let mount = Mount::new(&site);
-    let here = site.copy(&mount.path(&raw), "repaired");
-    assert_eq!(differences(&plain, &here, &is_extra), [""; 0]);
 }
 
 fn manifests_with_any_checksum_are_compared(install: &'static Install) {

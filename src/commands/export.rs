@@ -91,7 +91,9 @@ fn one(
     asked: &Asked<'_>,
 ) -> Result<Exported, Error> {
     let backup = app.backup(repository, server, &args.backup)?;
-    export::refuse_incomplete(&backup, asked.with_wal)?;
+    // An archive is made from what the server sent, with the WAL in it, and leaves that out.
+    let needs_wal = asked.with_wal || args.form != ExportFormat::Plain;
+    export::refuse_incomplete(&backup, needs_wal)?;
     match args.form {
         ExportFormat::Plain => {
             let places = Relocations::of_backup(&backup, &args.tablespace_mapping, Layout::Inside)?;
