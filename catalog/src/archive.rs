@@ -1,6 +1,7 @@
 //! The archive: backups, WAL, its histories, the spool, clones, and what each kind of record means.
 
 pub(crate) mod backup;
+pub(crate) mod changes;
 pub(crate) mod clones;
 pub(crate) mod damage;
 pub(crate) mod derive;

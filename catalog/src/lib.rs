@@ -34,6 +34,7 @@ pub use archive::backup::{
     DeletionGuard, Import, Imported, IntendedSnapshot, NewBackup, ReadGuard, Reliability, SnapshotDisk,
     StorageSnapshot, Tablespace,
 };
+pub use archive::changes::{Change, Changes};
 pub use archive::clones::{CloneDescription, CloneDraft, CloneLock, CloneOrigin, ExtraFile};
 pub use archive::damage::KnownLoss;
 pub use archive::history::{Decided, Fork, HistoryReport, LeftHistory, Restarted};

@@ -16,6 +16,7 @@ use fuser::{
 };
 
 use crate::clones::{Clones, Served};
+use crate::counters::RequestCounters;
 use crate::entry::{Content, Stat};
 use crate::error::{Error, NOT_FOUND, Result};
 use crate::namespace::{Found, Handle, Ino, Namespace, Node};
@@ -23,6 +24,7 @@ use crate::views::Context;
 use crate::watch::Invalidate;
 
 mod counted;
+mod deliver;
 mod live;
 mod requests;
 mod views;
@@ -40,6 +42,8 @@ const NAME_BYTES: u32 = 255;
 /// A session with the kernel, ready to serve.
 pub(crate) struct Service {
     session: Session<Adapter>,
+    namespace: Arc<Namespace>,
+    counters: Arc<RequestCounters>,
 }
 
 /// Options of a session.
@@ -70,18 +74,23 @@ impl Service {
         config.n_threads = Some(options.threads.max(1));
         config.clone_fd = options.threads > 1;
         let kernel = Arc::new(OnceLock::new());
+        let counters = Arc::clone(context.counters());
         let adapter = Adapter {
             clones,
             open: OpenInodes::default(),
             passthrough: false,
-            namespace,
+            namespace: Arc::clone(&namespace),
             context,
             kernel: Arc::clone(&kernel),
             pushes: Pushes::leaving_one_of(options.threads),
         };
         let session = Session::from_fd(adapter, device, acl, config)?;
         let _ = kernel.set(session.notifier());
-        Ok(Self { session })
+        Ok(Self {
+            session,
+            namespace,
+            counters,
+        })
     }
 
     /// A handle that tells the kernel what to forget.
@@ -93,6 +102,8 @@ impl Service {
 
     /// Serves until the tree is unmounted, by any process.
     pub(crate) fn run(self) -> io::Result<()> {
+        // From here, so that it acts as the owner too.
+        deliver::start(&self.namespace, self.session.notifier(), &self.counters)?;
         match self.session.run() {
             // `umount -f` and an abort through sysfs also end the mount.
             Err(error) if error.raw_os_error() == Some(libc::ECONNABORTED) => Ok(()),

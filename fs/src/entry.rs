@@ -14,6 +14,10 @@ use barmanfs_store::{FileMap, RecordId, TreeReader};
 use crate::error::{Error, Result};
 use crate::usage::Usage;
 
+/// A file of at most this size is small: it is handed to the kernel as a whole, as the kernel would read that much with its
+/// first request.
+pub(crate) const SMALL_BYTES: u64 = 128 * 1024;
+
 /// The entries of a directory, in any order.
 pub type Children = Box<dyn Iterator<Item = Result<Child>> + Send>;
 
@@ -74,6 +78,9 @@ pub struct Child {
     pub content: Content,
     /// How long the name leads to this entry.
     pub lifetime: Lifetime,
+    /// The map of a small stored file, so that it can be opened without another look-up. It lives as long as the kernel
+    /// knows the file.
+    pub map: Option<Arc<FileMap>>,
 }
 
 /// The kind of an entry.

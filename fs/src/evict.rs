@@ -5,12 +5,16 @@
 //! same directory have been answered.
 
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, bounded};
 
 use crate::error::{Error, Result};
 use crate::namespace::Namespace;
 use crate::watch::Invalidate;
+
+/// Time between two rounds when nothing can be forgotten.
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// Starts the thread. It ends with the namespace.
 pub(crate) fn start(namespace: &Arc<Namespace>, kernel: Box<dyn Invalidate>) -> Result<()> {
@@ -29,12 +33,19 @@ fn evict(namespace: &Weak<Namespace>, kernel: &dyn Invalidate, crowded: &Receive
         let Some(namespace) = namespace.upgrade() else {
             return;
         };
+        let mut asked = 0;
         for victim in namespace.victims() {
             // Names of a view in use are kept, because a copy works with paths.
             let usage = victim.node.directory().and_then(|directory| directory.usage());
             if !usage.is_some_and(|usage| usage.is_busy()) {
                 kernel.entry(victim.parent, &victim.node.name);
+                asked += 1;
             }
+        }
+        drop(namespace);
+        if asked == 0 {
+            // All are in use. That does not change at once.
+            std::thread::sleep(PAUSE);
         }
     }
 }

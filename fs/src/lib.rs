@@ -16,7 +16,7 @@
 //!   is using them.
 //! - No request can take the mount down: damage is EIO for requests that need the damaged chunk, and one line in the
 //!   log.
-//! - Memory is bounded: inodes by asking the kernel to forget the oldest, listings by one page per open directory,
+//! - Memory is bounded: inodes by asking the kernel to forget the oldest (what they took is given back then), listings by one page per open directory,
 //!   data by the chunk cache.
 
 mod adapter;
@@ -25,6 +25,7 @@ pub mod counters;
 pub mod entry;
 mod error;
 mod evict;
+mod memory;
 pub mod mount;
 pub mod namespace;
 pub mod usage;

@@ -3,7 +3,7 @@
 //!
 //! It holds no lock while a view runs or data is read.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use barmanfs_store::TreeReader;
@@ -42,6 +42,7 @@ pub struct Namespace {
     files: Handles<OpenFile>,
     directories: Handles<OpenDirectory>,
     orders: Orders,
+    deliver: OnceLock<Sender<Vec<Arc<Node>>>>,
     last_full_log: Mutex<Option<Instant>>,
 }
 
@@ -99,6 +100,7 @@ impl Namespace {
             files: Handles::default(),
             directories: Handles::default(),
             orders: Orders::default(),
+            deliver: OnceLock::new(),
             last_full_log: Mutex::default(),
         }
     }
@@ -197,8 +199,13 @@ impl Namespace {
             .as_ref()
             .filter(|_| matches!(node.content, Content::File))
             .ok_or(NOT_FOUND)?;
-        let body = directory(parent)?.open(&node.name);
-        let body = log_failure(body, || format!("open {}", node.described()))?;
+        let body = match &node.map {
+            Some(map) => Body::Stored(Arc::clone(map)),
+            None => {
+                let body = directory(parent)?.open(&node.name);
+                log_failure(body, || format!("open {}", node.described()))?
+            }
+        };
         let usage = directory(parent)?.usage().cloned();
         if let Some(usage) = &usage {
             usage.opened(Use::File, caller).map_err(|_deleted| STALE)?;
@@ -218,10 +225,31 @@ impl Namespace {
             return;
         };
         let trees = &self.trees;
-        for name in siblings.opened(opened) {
-            if let Ok(Body::Stored(map)) = directory.open(name) {
+        let mut small = Vec::new();
+        for sibling in siblings.opened(opened) {
+            let node = self.nodes.get(sibling.ino);
+            if let Some(map) = node.as_ref().and_then(|node| node.map.as_ref()) {
+                let _ = trees.read_ahead(map, 0..1);
+                small.extend(node);
+            } else if let Ok(Body::Stored(map)) = directory.open(&sibling.name) {
                 let _ = trees.read_ahead(&map, map.windows_of(0, siblings::FIRST_BYTES));
             }
+        }
+        if let Some(deliver) = self.deliver.get().filter(|_| !small.is_empty()) {
+            // If the thread is behind, the files are handed over when they are opened.
+            let _ = deliver.try_send(small);
+        }
+    }
+
+    /// Sets the channel that gets small files that are likely to be opened next, see [`deliver`](Self::deliver).
+    pub(crate) fn on_ahead(&self, deliver: Sender<Vec<Arc<Node>>>) {
+        let _ = self.deliver.set(deliver);
+    }
+
+    /// As [`hand_over`](Self::hand_over), for a small file that is not open yet.
+    pub(crate) fn deliver(&self, node: &Node, give: impl FnOnce(&[u8])) {
+        if let Some(map) = &node.map {
+            node.hand_over(&Body::Stored(Arc::clone(map)), &self.trees, give);
         }
     }
 
@@ -305,7 +333,7 @@ impl Namespace {
         let ended = open.read(offset, &mut |directory, next, child| {
             let (ino, room) = self.emit(directory, next, child, lines, emit);
             if room == Room::Taken && matches!(child.content, Content::File) {
-                siblings::note(&mut files, ino, &child.name);
+                siblings::note(&mut files, ino, child);
             }
             room
         })?;

@@ -4,7 +4,7 @@
 //! | path | module |
 //! |---|---|
 //! | `/`, `.barmanfs/` | `root`, `control_directory` |
-//! | `<server>/`, `raw/` | `server` |
+//! | `<server>/`, `raw/` | `server`; `latest`, `oldest` and `by-name/` lead where `aliases` says |
 //! | `<server>/<id>/`, `latest/`, `oldest/`, `raw/<id>/` | `tree`, with the differences of `changes` |
 //! | `<server>/pitr/`, `pitr/<target>/` | `pitr`; the same `tree`, with the configuration of a `copy_recovery` |
 //! | `<server>/wal/` | `wal`; what is not archived yet from `receiving` |
@@ -15,6 +15,7 @@
 use crate::entry::Body;
 use crate::error::{NOT_FOUND, Result};
 
+mod aliases;
 mod by_name;
 mod changes;
 mod configuration;
@@ -45,11 +46,10 @@ pub use context::{
 pub use restore::restore_command;
 pub use root::root;
 
-pub(crate) use by_name::{BY_NAME, named};
+pub(crate) use aliases::moved_aliases;
 pub(crate) use context::ServesClones;
 pub(crate) use live::{CloneAdditions, CloneSource};
-pub(crate) use server::aliases;
-pub(crate) use snapshot::Snapshot;
+pub(crate) use snapshot::{ServerState, Snapshot};
 
 /// The file of a directory that has none.
 fn no_files() -> Result<Body> {

@@ -13,11 +13,14 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use crate::error::{Error, Result};
 use crate::namespace::{Ino, Namespace};
-use crate::views::{BY_NAME, Context, Snapshot, aliases, named};
+use crate::views::{Context, ServerState, Snapshot, moved_aliases};
 
 /// Time between two checks. Asking for the repository's generation costs microseconds; backups are read only when it
 /// has changed.
 const INTERVAL: Duration = Duration::from_millis(500);
+
+/// When the kernel has forgotten so many nodes, the memory they took is given back.
+const MANY_NODES: usize = 10_000;
 
 /// Makes the kernel drop cached data.
 pub(crate) trait Invalidate: Send {
@@ -66,6 +69,7 @@ impl Drop for Watcher {
 
 fn watch(namespace: &Namespace, context: &Arc<Context>, kernel: &dyn Invalidate, stopped: &Receiver<()>) {
     let mut known = Known::default();
+    let mut most_nodes = 0;
     let mut failing = false;
     while stopped.recv_timeout(INTERVAL) == Err(RecvTimeoutError::Timeout) {
         context.release_idle();
@@ -76,16 +80,24 @@ fn watch(namespace: &Namespace, context: &Arc<Context>, kernel: &dyn Invalidate,
             tracing::warn!("Cannot see whether there are new backups, will try again: {error}");
         }
         failing = result.is_err();
+        let nodes = namespace.in_use().0;
+        most_nodes = nodes.max(most_nodes);
+        if most_nodes - nodes >= MANY_NODES {
+            crate::memory::give_back();
+            most_nodes = nodes;
+        }
     }
 }
 
-/// A name that can change: the path of its directory, the name, and the backup it leads to if that can change.
-type Name = (Vec<String>, String, Option<BackupId>);
+/// A directory and a name in it.
+type Name = (Vec<String>, String);
 
-/// The names as of the last notification.
+/// What was there at the last round.
 #[derive(Debug, Default)]
 struct Known {
-    names: Option<BTreeSet<Name>>,
+    snapshot: Option<Arc<Snapshot>>,
+    /// What the kernel has to forget; after an error there is more to do.
+    pending: Vec<Name>,
 }
 
 impl Known {
@@ -95,38 +107,39 @@ impl Known {
         context: &Arc<Context>,
         kernel: &dyn Invalidate,
     ) -> Result<()> {
-        let names = names(context, &*context.snapshot()?);
+        let snapshot = context.snapshot()?;
         // Before the first round the kernel has cached nothing.
-        for (path, name, _) in self
-            .names
-            .iter()
-            .flat_map(|known| known.symmetric_difference(&names))
-        {
-            forget(namespace, kernel, path, name)?;
+        if let Some(before) = self.snapshot.replace(Arc::clone(&snapshot)) {
+            self.pending.extend(changed(&before, &snapshot));
         }
-        self.names = Some(names);
+        self.pending.extend(moved_aliases(context, &snapshot));
+        while let Some((path, name)) = self.pending.last() {
+            forget(namespace, kernel, path, name)?;
+            self.pending.pop();
+        }
         Ok(())
     }
 }
 
-fn names(context: &Arc<Context>, snapshot: &Snapshot) -> BTreeSet<Name> {
-    let mut names = BTreeSet::new();
-    for server in &snapshot.servers {
-        let path = vec![server.name.to_string()];
-        for backup in &server.backups {
-            let id = backup.id.to_string();
-            names.insert((vec![server.name.to_string(), "raw".to_owned()], id.clone(), None));
-            names.insert((path.clone(), id, None));
+/// The names that are in only one of two snapshots. A server that has not changed is the same in both, and costs a comparison
+/// of two pointers.
+fn changed(before: &Snapshot, now: &Snapshot) -> Vec<Name> {
+    let mut names = Vec::new();
+    let all = before.servers.iter().chain(&now.servers);
+    for name in all.map(|server| server.name.as_str()).collect::<BTreeSet<_>>() {
+        match (before.server(name), now.server(name)) {
+            (Some(before), Some(now)) if Arc::ptr_eq(before, now) => {}
+            (Some(before), Some(now)) => {
+                let ids = |server: &ServerState| server.backups.iter().map(|backup| backup.id).collect();
+                let (before, now): (BTreeSet<BackupId>, BTreeSet<BackupId>) = (ids(before), ids(now));
+                for id in before.symmetric_difference(&now) {
+                    names.push((vec![name.to_owned()], id.to_string()));
+                    names.push((vec![name.to_owned(), "raw".to_owned()], id.to_string()));
+                }
+            }
+            // With the server's directory, the kernel forgets all below it.
+            _ => names.push((Vec::new(), name.to_owned())),
         }
-        // These can change without a change in the repository: when the last user of the old backup has gone.
-        for (name, id) in aliases(context, server) {
-            names.insert((path.clone(), name.to_owned(), Some(id)));
-        }
-        for (name, id) in named(context, server) {
-            let path = vec![server.name.to_string(), BY_NAME.to_owned()];
-            names.insert((path, name, Some(id)));
-        }
-        names.insert((Vec::new(), server.name.to_string(), None));
     }
     names
 }

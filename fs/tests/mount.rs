@@ -408,6 +408,32 @@ fn the_next_segment_is_in_the_page_cache_before_it_is_read() {
     });
 }
 
+/// How many names a copy of so many small files looks up.
+fn look_ups_of_a_copy(files: usize) -> u64 {
+    let fixture = archived();
+    let names: Vec<String> = (0..files).map(|n| format!("base/{n:05}")).collect();
+    let noise = |n| Thing::File(support::noise(n, 600));
+    let things: Vec<_> = names.iter().map(String::as_str).zip((1..).map(noise)).collect();
+    fixture.backup(&things);
+    let mounted = Mounted::new(&fixture);
+    let copied = mounted.path("main/latest/base");
+    let to = fixture.directory.path().join("copy");
+    ok(&format!("cp -a {} {}", copied.display(), to.display()));
+    for (name, thing) in &things {
+        let Thing::File(bytes) = thing else { continue };
+        let name = name.trim_start_matches("base/");
+        assert_eq!(&fs::read(to.join(name)).unwrap(), bytes, "{name}");
+    }
+    let counts = mounted.counters.snapshot();
+    assert!(counts.of(RequestKind::Open).count >= files as u64);
+    counts.of(RequestKind::Lookup).count
+}
+
+#[test]
+fn a_copy_of_many_small_files_looks_none_of_them_up() {
+    assert_eq!(look_ups_of_a_copy(1000), look_ups_of_a_copy(40));
+}
+
 #[test]
 fn extended_attributes_are_requested_once() {
     let fixture = archived();

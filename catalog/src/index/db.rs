@@ -162,6 +162,11 @@ impl Db {
         Ok(pool.replaced)
     }
 
+    /// How often the file was replaced, as far as this process has noticed.
+    pub(crate) fn replaced(&self) -> u64 {
+        lock(&self.pool).replaced
+    }
+
     /// Runs `work` on a connection for reading. Two queries in it may see different states.
     pub(crate) fn read<T>(&self, work: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
         let (replaced, link) = self.take_reader()?;

@@ -27,6 +27,9 @@ const MAKING: &str = "make";
 /// Default size of the cache of decoded chunks: enough for a few readers; a mount sets a larger one.
 const CACHE_BYTES: usize = 32 * 1024 * 1024;
 
+/// A generation has the number of records below this bit, and how often the catalog was replaced above it.
+const REPLACED_SHIFT: u32 = 48;
+
 /// An open repository. Cheap to clone; used from any number of threads.
 #[derive(Debug, Clone)]
 pub struct Repository {
@@ -182,7 +185,16 @@ impl Repository {
             Ok(last.query_row([], |row| row.get(0)).optional()?.unwrap_or(0))
         })?;
         // A rebuilt catalog numbers its records from the beginning.
-        Ok((replaced << 48) ^ records.cast_unsigned())
+        Ok((replaced << REPLACED_SHIFT) ^ records.cast_unsigned())
+    }
+
+    /// The row of the last record at a [`generation`](Self::generation) of the catalog that is there now; `None` for one of a
+    /// catalog that a rebuild has replaced.
+    pub(crate) fn record_at(&self, generation: u64) -> Option<i64> {
+        let records = generation ^ (self.db.replaced() << REPLACED_SHIFT);
+        i64::try_from(records)
+            .ok()
+            .filter(|records| records >> REPLACED_SHIFT == 0)
     }
 
     /// Whether the catalog has this pack.

@@ -9,6 +9,7 @@
 mod archive;
 mod backups;
 mod boot_tests;
+mod changes;
 mod clones;
 mod common;
 mod configuration;

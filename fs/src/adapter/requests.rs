@@ -24,8 +24,9 @@ impl Filesystem for Adapter {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
         let wanted = [
             InitFlags::FUSE_PARALLEL_DIROPS,
+            // For every part of a listing. The kernel's own choice gets the attributes of the first part, and then asks for
+            // those of each file: `cp`, `tar` and `rsync` look at them only when they have the whole listing.
             InitFlags::FUSE_DO_READDIRPLUS,
-            InitFlags::FUSE_READDIRPLUS_AUTO,
             InitFlags::FUSE_ASYNC_DIO,
             InitFlags::FUSE_CACHE_SYMLINKS,
             // Content never changes under an inode, so the kernel may trust its cache without comparing attributes.

@@ -12,14 +12,11 @@ use barmanfs_store::{FileMap, TreeReader};
 use super::ino::Ino;
 use super::node::Node;
 use super::sequence::Sequence;
+use super::siblings::Sibling;
 use super::{Room, log_failure};
 use crate::entry::{Body, Child, Children, Lifetime};
 use crate::error::Result;
 use crate::usage::Usage;
-
-/// A file of at most this size is handed to the kernel when it is opened: the kernel would read that much with its
-/// first request.
-const SMALL_BYTES: u64 = 128 * 1024;
 
 /// Identifies an open file or directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -99,18 +96,9 @@ impl OpenFile {
         &self.body
     }
 
-    /// Hands the content to `give` once, see [`Namespace::hand_over`](super::Namespace::hand_over).
+    /// Hands the content to `give` once, see [`Node::hand_over`].
     pub(super) fn hand_over(&self, trees: &TreeReader, give: impl FnOnce(&[u8])) {
-        let size_bytes = self.body.size_bytes();
-        let immutable = self.node.lifetime == Lifetime::Forever;
-        if !immutable || !(1..=SMALL_BYTES).contains(&size_bytes) {
-            return;
-        }
-        if !self.node.handed_over.swap(true, Ordering::Relaxed)
-            && let Ok(Some(bytes)) = self.body.read_all(trees, SMALL_BYTES)
-        {
-            give(&bytes);
-        }
+        self.node.hand_over(&self.body, trees, give);
     }
 
     pub(super) fn read(
@@ -165,7 +153,7 @@ pub(super) struct OpenDirectory {
     node: Arc<Node>,
     stream: Mutex<Option<Stream>>,
     /// The files listed so far, if the listing started at the beginning.
-    files: Mutex<Vec<(Ino, Box<[u8]>)>>,
+    files: Mutex<Vec<Sibling>>,
 }
 
 struct Stream {
@@ -196,13 +184,13 @@ impl OpenDirectory {
     }
 
     /// Takes the files that were listed before `offset`.
-    pub(super) fn listed_before(&self, offset: u64) -> Vec<(Ino, Box<[u8]>)> {
+    pub(super) fn listed_before(&self, offset: u64) -> Vec<Sibling> {
         let files = std::mem::take(&mut *lock(&self.files));
         if offset == 0 { Vec::new() } else { files }
     }
 
     /// Keeps the files that were listed until now.
-    pub(super) fn listed(&self, files: Vec<(Ino, Box<[u8]>)>) {
+    pub(super) fn listed(&self, files: Vec<Sibling>) {
         *lock(&self.files) = files;
     }
 
@@ -271,6 +259,7 @@ fn dot(node: &Arc<Node>, name: &[u8]) -> Child {
         stat: *stat,
         content: content.clone(),
         lifetime: *lifetime,
+        map: None,
     }
 }
 

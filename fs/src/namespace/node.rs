@@ -1,10 +1,12 @@
 //! Entries that have an inode.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use barmanfs_store::{FileMap, TreeReader};
 
 use super::ino::Ino;
-use crate::entry::{Child, Content, Directory, Lifetime, Stat};
+use crate::entry::{Body, Child, Content, Directory, Lifetime, SMALL_BYTES, Stat};
 
 /// An entry that the kernel knows by its inode number.
 #[derive(Debug)]
@@ -23,6 +25,8 @@ pub struct Node {
     pub content: Content,
     /// How long its name leads to this entry.
     pub lifetime: Lifetime,
+    /// The map of a small stored file, see [`Child::map`].
+    pub(super) map: Option<Arc<FileMap>>,
     /// The kernel was given the whole content. It may have dropped it since; that only costs a read.
     pub(super) handed_over: AtomicBool,
 }
@@ -35,6 +39,7 @@ impl Node {
             stat,
             content,
             lifetime,
+            map,
         } = child;
         Self {
             ino,
@@ -44,6 +49,7 @@ impl Node {
             stat,
             content,
             lifetime,
+            map,
             handed_over: AtomicBool::new(false),
         }
     }
@@ -53,6 +59,20 @@ impl Node {
         *self.name == *child.name
             && self.identity == child.identity
             && self.parent.as_ref().is_some_and(|mine| mine.ino == parent)
+    }
+
+    /// Passes the whole content of a small file that never changes to `give`, once for each node, so that the kernel need
+    /// not request it. If the content cannot be read, the kernel's request reports that.
+    pub(super) fn hand_over(&self, body: &Body, trees: &TreeReader, give: impl FnOnce(&[u8])) {
+        let immutable = self.lifetime == Lifetime::Forever;
+        if !immutable || !(1..=SMALL_BYTES).contains(&body.size_bytes()) {
+            return;
+        }
+        if !self.handed_over.swap(true, Ordering::Relaxed)
+            && let Ok(Some(bytes)) = body.read_all(trees, SMALL_BYTES)
+        {
+            give(&bytes);
+        }
     }
 
     /// The directory, if the node is one.

@@ -2,8 +2,8 @@
 //! all of them.
 //!
 //! The kernel forgets inodes when it is short of memory, which may be too late for this process. So the kernel is
-//! asked to forget the oldest nodes when there are too many ([`Table::victims`], [`crate::evict`]): files, and names
-//! that the looking process makes up ([`Directory::is_open_ended`](crate::entry::Directory::is_open_ended)). The
+//! asked to forget the oldest nodes when there are too many ([`Table::victims`], [`crate::evict`]): files, directories of
+//! views, and names that the looking process makes up ([`Directory::is_open_ended`](crate::entry::Directory::is_open_ended)). The
 //! kernel keeps those in use.
 
 use std::collections::{HashMap, VecDeque};
@@ -17,8 +17,11 @@ use crate::entry::{Child, Content};
 
 use barmanfs_store::sync::lock;
 
-/// Maximum number of file nodes, about 350 bytes each.
-const MAX_FILES: usize = 150_000;
+/// Maximum number of file nodes, about 500 bytes each.
+const MAX_FILES: usize = 100_000;
+
+/// Maximum number of directories in views of backups, about a KiB each. Others are few.
+const MAX_DIRECTORIES: usize = 40_000;
 
 /// Maximum number of made-up names, a few KiB each: targets of `pitr/`, and look-ups in `.barmanfs/`. The cache of
 /// their answers has the same size.
@@ -39,12 +42,15 @@ struct Known {
     turn: u64,
 }
 
-/// The kinds of nodes with separate limits. Directories of a tree are limited by the repository.
+/// The kinds of nodes with separate limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     File,
     MadeUp,
+    /// A directory in a view of a backup.
     Directory,
+    /// Any other directory; these are limited by the number of servers.
+    Fixed,
 }
 
 /// Nodes of one kind, the oldest first.
@@ -60,6 +66,7 @@ struct Nodes {
     known: HashMap<Ino, Known>,
     files: Queue,
     made_up: Queue,
+    directories: Queue,
     turns: u64,
 }
 
@@ -102,8 +109,9 @@ impl Table {
 
     /// Counts a look-up of `child`, and makes its node if there is none yet.
     pub(super) fn look_up(&self, parent: &Arc<Node>, child: Child) -> Arc<Node> {
+        let first = Ino::of(parent.ino, child.identity, &child.name);
         let mut nodes = self.lock();
-        let ino = number(&nodes.known, parent.ino, &child);
+        let ino = number(&nodes.known, first, parent.ino, &child);
         if let Some(known) = nodes.known.get_mut(&ino) {
             known.lookups += 1;
             return Arc::clone(&known.node);
@@ -127,10 +135,10 @@ impl Table {
     pub(crate) fn victims(&self) -> Vec<Victim> {
         let mut nodes = self.lock();
         let mut victims = Vec::new();
-        for (kind, most) in [(Kind::MadeUp, MAX_MADE_UP), (Kind::File, MAX_FILES)] {
+        for kind in [Kind::MadeUp, Kind::File, Kind::Directory] {
             let excess = nodes
                 .queue(kind)
-                .map_or(0, |queue| queue.count.saturating_sub(most));
+                .map_or(0, |queue| queue.count.saturating_sub(most(kind)));
             for _ in 0..excess.min(BATCH) {
                 victims.extend(nodes.oldest(kind));
             }
@@ -140,7 +148,8 @@ impl Table {
 
     /// The inode number of an entry, known or not.
     pub(super) fn number_of(&self, parent: Ino, child: &Child) -> Ino {
-        number(&self.lock().known, parent, child)
+        let first = Ino::of(parent, child.identity, &child.name);
+        number(&self.lock().known, first, parent, child)
     }
 
     /// Takes back `count` look-ups.
@@ -207,12 +216,14 @@ impl Nodes {
             known,
             files,
             made_up,
+            directories,
             ..
         } = self;
         let queue = match kind {
             Kind::File => files,
             Kind::MadeUp => made_up,
-            Kind::Directory => return,
+            Kind::Directory => directories,
+            Kind::Fixed => return,
         };
         if queue.order.len() > 2 * queue.count + BATCH {
             queue.order.retain(|(ino, turn)| is_current(known, *ino, *turn));
@@ -241,7 +252,8 @@ impl Nodes {
         match kind {
             Kind::File => Some(&mut self.files),
             Kind::MadeUp => Some(&mut self.made_up),
-            Kind::Directory => None,
+            Kind::Directory => Some(&mut self.directories),
+            Kind::Fixed => None,
         }
     }
 }
@@ -255,8 +267,9 @@ fn kind(node: &Node) -> Kind {
     if parent.is_some_and(|parent| parent.is_open_ended()) {
         return Kind::MadeUp;
     }
-    match node.content {
-        Content::Directory(_) => Kind::Directory,
+    match &node.content {
+        Content::Directory(directory) if directory.usage().is_some() => Kind::Directory,
+        Content::Directory(_) => Kind::Fixed,
         Content::File | Content::Symlink(_) => Kind::File,
     }
 }
@@ -265,13 +278,14 @@ fn most(kind: Kind) -> usize {
     match kind {
         Kind::File => MAX_FILES,
         Kind::MadeUp => MAX_MADE_UP,
-        Kind::Directory => usize::MAX,
+        Kind::Directory => MAX_DIRECTORIES,
+        Kind::Fixed => usize::MAX,
     }
 }
 
-/// The first number from the hash on that is free or already belongs to this entry.
-fn number(nodes: &HashMap<Ino, Known>, parent: Ino, child: &Child) -> Ino {
-    let mut ino = Ino::of(parent, child.identity, &child.name);
+/// The first number from the hash `first` on that is free or already belongs to this entry.
+fn number(nodes: &HashMap<Ino, Known>, first: Ino, parent: Ino, child: &Child) -> Ino {
+    let mut ino = first;
     while nodes.get(&ino).is_some_and(|known| !known.node.is(parent, child)) {
         ino = ino.next();
     }

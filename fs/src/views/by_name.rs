@@ -3,15 +3,14 @@
 //! Several backups may have one name: the newest one counts, as in the place of an id on the command line. As `latest`
 //! does, a name moves on to a new backup only when nobody is at work in the old one.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use barmanfs_catalog::{Backup, BackupId, BackupName, ServerName};
+use barmanfs_catalog::ServerName;
 use barmanfs_store::Attributes;
 
-use super::context::{Alias, Context};
+use super::aliases::Alias;
+use super::context::Context;
 use super::snapshot::ServerState;
-use super::tree::BackupTree;
 use super::{generated, no_files};
 use crate::entry::{Body, Child, Children, Directory, Lifetime};
 use crate::error::Result;
@@ -42,40 +41,11 @@ impl ByName {
     }
 }
 
-/// The name that a backup has; `None` for a label that cannot be used as one.
-fn name_of(backup: &Backup) -> Option<BackupName> {
-    backup.label.as_deref()?.parse().ok()
-}
-
-fn tree(context: &Arc<Context>, server: &ServerState, name: &str) -> Option<Arc<BackupTree>> {
-    let has_name = |backup: &&Arc<Backup>| backup.label.as_deref() == Some(name) && name_of(backup).is_some();
-    let newest = server.backups.iter().rfind(has_name)?;
-    let shown = |id| {
-        let backup = server.backup(id);
-        backup.is_some_and(|backup| backup.label.as_deref() == Some(name))
-    };
-    Some(context.alias(&server.name, &Alias::Named(name.to_owned()), newest, shown))
-}
-
 fn child(context: &Arc<Context>, server: &ServerState, name: &str) -> Option<Child> {
-    let tree = tree(context, server, name)?;
+    let tree = context.alias(server, &Alias::Named(name.to_owned()))?;
     // Another backup gets another inode, so a process in the old one stays there.
     let identity = generated::identity(tree.backup.id.to_string().as_bytes());
     tree.child(name).map(|child| Child { identity, ..child })
-}
-
-fn names(server: &ServerState) -> BTreeSet<String> {
-    let named = server.backups.iter().filter_map(|backup| name_of(backup));
-    named.map(|name| name.to_string()).collect()
-}
-
-/// The names of a server's backups, and their present backups.
-pub(crate) fn named(context: &Arc<Context>, server: &ServerState) -> Vec<(String, BackupId)> {
-    let standing = |name: String| {
-        let id = tree(context, server, &name)?.backup.id;
-        Some((name, id))
-    };
-    names(server).into_iter().filter_map(standing).collect()
 }
 
 impl Directory for ByName {
@@ -90,9 +60,9 @@ impl Directory for ByName {
         let Some(server) = self.state()? else {
             return Ok(Box::new(std::iter::empty()));
         };
-        let names = names(&server).into_iter();
-        let children: Vec<Child> = names
-            .filter_map(|name| child(&self.context, &server, &name))
+        let children: Vec<Child> = server
+            .labels()
+            .filter_map(|label| child(&self.context, &server, label))
             .collect();
         Ok(Box::new(children.into_iter().map(Ok)))
     }

@@ -3,18 +3,17 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, SystemTime};
 
-use barmanfs_catalog::{Action, Backup, BackupId, CloneDescription, CloneName, Repository, ServerName};
+use barmanfs_catalog::{Action, Backup, CloneDescription, CloneName, Repository, ServerName};
 use barmanfs_pg::TimestampMicros;
-use barmanfs_store::sync::lock;
 use barmanfs_store::{Attributes, TreeReader};
 
-use super::by_name::BY_NAME;
+use super::aliases::Aliases;
 use super::pitr::Targets;
 use super::snapshot::{Snapshot, SnapshotCache};
-use super::tree::{BackupTree, Style};
+use super::tree::{BackupTree, RecentChanges, Style};
 use super::view_manifest::Manifests;
 use crate::counters::RequestCounters;
 use crate::entry::Stat;
@@ -135,15 +134,6 @@ impl Default for ViewOptions {
     }
 }
 
-/// A name whose backup changes over time.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) enum Alias {
-    Latest,
-    Oldest,
-    /// The newest backup that a person gave this name.
-    Named(String),
-}
-
 /// The part of the mount that serves clones.
 pub(crate) trait ServesClones: fmt::Debug + Send + Sync {
     /// The serving epoch of a clone. It changes after another mount has served the clone, so that data cached by the
@@ -188,7 +178,8 @@ pub struct Context {
     warmer: OnceLock<Warmer>,
     /// Weak, because the clones refer to this context too.
     clones: OnceLock<Weak<dyn ServesClones>>,
-    aliases: Mutex<Vec<(ServerName, Alias, Arc<BackupTree>)>>,
+    pub(super) aliases: Aliases,
+    pub(super) recent_changes: RecentChanges,
 }
 
 impl Context {
@@ -206,7 +197,8 @@ impl Context {
             snapshots: SnapshotCache::default(),
             warmer: OnceLock::new(),
             clones: OnceLock::new(),
-            aliases: Mutex::default(),
+            aliases: Aliases::default(),
+            recent_changes: RecentChanges::default(),
         })
     }
 
@@ -265,38 +257,6 @@ impl Context {
             style,
             usage,
         ))
-    }
-
-    /// The backup of `latest`, `oldest` or a name. It moves on to `target` only when nothing uses the previous backup any
-    /// more: `cp -a latest X` works with paths and would copy a mixture of both.
-    pub(super) fn alias(
-        self: &Arc<Self>,
-        server: &ServerName,
-        alias: &Alias,
-        target: &Arc<Backup>,
-        shown: impl Fn(BackupId) -> bool,
-    ) -> Arc<BackupTree> {
-        let mut aliases = lock(&self.aliases);
-        let place = aliases
-            .iter()
-            .position(|(name, which, _)| name == server && which == alias);
-        if let Some((_, _, tree)) = place.and_then(|place| aliases.get(place)) {
-            let id = tree.backup.id;
-            if id == target.id || (shown(id) && tree.usage.is_busy()) {
-                return Arc::clone(tree);
-            }
-        }
-        let name = match alias {
-            Alias::Latest => "latest".to_owned(),
-            Alias::Oldest => "oldest".to_owned(),
-            Alias::Named(name) => format!("{BY_NAME}/{name}"),
-        };
-        let tree = self.tree(target, Style::Startable, &name);
-        if let Some(place) = place {
-            aliases.swap_remove(place);
-        }
-        aliases.push((server.clone(), alias.clone(), Arc::clone(&tree)));
-        tree
     }
 
     /// Attributes with the owner that the mount shows.

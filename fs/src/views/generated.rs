@@ -23,6 +23,7 @@ pub(super) fn directory(
         stat: context.stat(attributes, 0, 0),
         content: Content::Directory(directory),
         lifetime: Lifetime::UntilNotified,
+        map: None,
     }
 }
 
@@ -40,6 +41,7 @@ pub(super) fn file(
         stat: context.stat(attributes, size_bytes, size_bytes),
         content: Content::File,
         lifetime,
+        map: None,
     }
 }
 

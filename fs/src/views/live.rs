@@ -45,6 +45,7 @@ impl Live {
             stat: context.stat(&owner(context, server), 0, 0),
             content: Content::Directory(Arc::new(live)),
             lifetime: Lifetime::Never,
+            map: None,
         }
     }
 
@@ -62,6 +63,7 @@ impl Live {
             stat: self.context.stat(&clone.root.attributes, 0, 0),
             content: Content::Directory(Arc::new(root)),
             lifetime: Lifetime::Never,
+            map: None,
         })
     }
 }

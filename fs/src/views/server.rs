@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use barmanfs_catalog::{Backup, BackupId, ServerName};
 
+use super::aliases::Alias;
 use super::by_name::{BY_NAME, ByName};
-use super::context::{Alias, Context};
+use super::context::Context;
 use super::info::Info;
 use super::live::Live;
 use super::pitr::Pitr;
@@ -17,7 +18,7 @@ use crate::entry::{Body, Child, Children, Directory, Lifetime};
 use crate::error::Result;
 
 const FIXED: [&str; 6] = ["raw", "pitr", "wal", "live", "info", BY_NAME];
-const ALIASES: [(&str, Alias); 2] = [("latest", Alias::Latest), ("oldest", Alias::Oldest)];
+const ALIASES: [&str; 2] = ["latest", "oldest"];
 
 /// `<server>/`.
 #[derive(Debug)]
@@ -82,29 +83,11 @@ impl ServerDirectory {
     }
 
     fn alias(&self, server: &ServerState, name: &str) -> Option<Child> {
-        let tree = alias(&self.context, server, name)?;
+        let tree = self.context.alias(server, &Alias::of(name)?)?;
         // Another backup gets another inode, so a process in the old one stays there.
         let identity = generated::identity(tree.backup.id.to_string().as_bytes());
         tree.child(name).map(|child| Child { identity, ..child })
     }
-}
-
-fn alias(context: &Arc<Context>, server: &ServerState, name: &str) -> Option<Arc<BackupTree>> {
-    let (_, alias) = ALIASES.into_iter().find(|(known, _)| *known == name)?;
-    let target = match alias {
-        Alias::Latest => server.latest(),
-        Alias::Oldest => server.oldest(),
-        // These have a directory of their own.
-        Alias::Named(_) => None,
-    }?;
-    let shown = |id| server.backup(id).is_some();
-    Some(context.alias(&server.name, &alias, target, shown))
-}
-
-/// `latest` and `oldest` of a server, and their present backups.
-pub(crate) fn aliases(context: &Arc<Context>, server: &ServerState) -> Vec<(&'static str, BackupId)> {
-    let standing = |(name, _)| alias(context, server, name).map(|tree| (name, tree.backup.id));
-    ALIASES.into_iter().filter_map(standing).collect()
 }
 
 impl Directory for ServerDirectory {
@@ -126,7 +109,7 @@ impl Directory for ServerDirectory {
             .iter()
             .filter_map(|name| self.fixed(&server, name))
             .collect();
-        children.extend(ALIASES.iter().filter_map(|(name, _)| self.alias(&server, name)));
+        children.extend(ALIASES.iter().filter_map(|name| self.alias(&server, name)));
         children.extend(backup_children(&self.context, &server, &Style::Startable));
         Ok(Box::new(children.into_iter().map(Ok)))
     }

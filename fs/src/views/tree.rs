@@ -3,7 +3,8 @@
 //!
 //! Everything here is immutable, so the kernel may cache it for as long as it likes.
 
-use std::sync::{Arc, Mutex, OnceLock};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use barmanfs_catalog::{Backup, ConfigurationFiles};
 use barmanfs_store::sync::lock;
@@ -12,7 +13,7 @@ use barmanfs_store::{Attributes, DirectoryRef, Entry, Node};
 use super::changes::{self, Addition, Changes};
 use super::context::{BarmanLayout, Context, PlainOptions};
 use super::copy_recovery::Recovery;
-use crate::entry::{Body, Child, Children, Content, Directory, Lifetime};
+use crate::entry::{Body, Child, Children, Content, Directory, Lifetime, SMALL_BYTES};
 use crate::error::{NOT_FOUND, Result};
 use crate::usage::Usage;
 
@@ -130,6 +131,7 @@ impl BackupTree {
             stat: self.context.stat(&root.attributes, 0, 0),
             content: Content::Directory(Arc::new(directory)),
             lifetime: Lifetime::UntilNotified,
+            map: None,
         }))
     }
 
@@ -143,6 +145,7 @@ impl BackupTree {
             stat: self.context.stat(&root.attributes, 0, 0),
             content: Content::Directory(Arc::new(directory)),
             lifetime: Lifetime::UntilNotified,
+            map: None,
         })
     }
 
@@ -175,8 +178,38 @@ pub(super) struct TreeDirectory {
     pub(super) tree: Arc<BackupTree>,
     pub(super) listing: DirectoryRef,
     pub(super) place: Place,
-    /// The differences from the stored directory, computed when first needed.
-    changes: Mutex<Option<Arc<Changes>>>,
+    /// The differences from the stored directory.
+    changes: Mutex<Known>,
+}
+
+/// What a directory knows of its differences from the stored one.
+#[derive(Debug, Default)]
+enum Known {
+    #[default]
+    Nothing,
+    /// They stay with the directory.
+    Kept(Arc<Changes>),
+    /// They were computed, and may have to be computed again: the texts of thousands of views would fill the memory.
+    Computed(Weak<Changes>),
+}
+
+/// The differences that were computed last.
+#[derive(Debug, Default)]
+pub(super) struct RecentChanges {
+    kept: Mutex<VecDeque<Arc<Changes>>>,
+}
+
+impl RecentChanges {
+    /// Enough for a few readers; each takes some 50 KB at most, for the texts of a configuration.
+    const MAX: usize = 64;
+
+    fn keep(&self, changes: &Arc<Changes>) {
+        let mut kept = lock(&self.kept);
+        if kept.len() == Self::MAX {
+            kept.pop_front();
+        }
+        kept.push_back(Arc::clone(changes));
+    }
 }
 
 impl TreeDirectory {
@@ -226,23 +259,37 @@ impl TreeDirectory {
     }
 
     fn changes(&self) -> Result<Option<Arc<Changes>>> {
-        let mut changes = lock(&self.changes);
-        if changes.is_none() && self.place != Place::Elsewhere {
-            *changes = Some(Arc::new(changes::of(self)?));
+        let mut known = lock(&self.changes);
+        let found = match &*known {
+            Known::Nothing => None,
+            Known::Kept(changes) => Some(Arc::clone(changes)),
+            Known::Computed(changes) => changes.upgrade(),
+        };
+        if found.is_some() || self.place == Place::Elsewhere {
+            return Ok(found);
         }
-        Ok(changes.clone())
+        let changes = Arc::new(changes::of(self)?);
+        // Those of a point in time may depend on what has been received since, and there are never many.
+        *known = match self.tree.style {
+            Style::Target(_) => Known::Kept(Arc::clone(&changes)),
+            Style::Raw | Style::Plain(_) | Style::Startable => {
+                self.tree.context.recent_changes.keep(&changes);
+                Known::Computed(Arc::downgrade(&changes))
+            }
+        };
+        Ok(Some(changes))
     }
 
     fn shown(&self, entry: Entry) -> Result<Child> {
         let context = &self.tree.context;
         let mut sizes = (0, 0);
+        let mut small = None;
         let content = match entry.node {
             Node::File(map) => {
-                let size_bytes = map.size_bytes;
-                sizes = (
-                    size_bytes,
-                    Body::Stored(Arc::new(map)).allocated_bytes(&context.trees)?,
-                );
+                let map = Arc::new(map);
+                let body = Body::Stored(Arc::clone(&map));
+                sizes = (map.size_bytes, body.allocated_bytes(&context.trees)?);
+                small = (map.size_bytes <= SMALL_BYTES).then_some(map);
                 Content::File
             }
             Node::Directory(listing) => self.directory(listing, &entry.name)?,
@@ -258,6 +305,7 @@ impl TreeDirectory {
             stat,
             content,
             lifetime: Lifetime::Forever,
+            map: small,
         })
     }
 
@@ -274,6 +322,7 @@ impl TreeDirectory {
             stat,
             content,
             lifetime: Lifetime::Forever,
+            map: None,
         })
     }
 
@@ -284,7 +333,7 @@ impl TreeDirectory {
         let mut directory = Self::new(Arc::clone(&self.tree), listing, place);
         // The differences of its place come first.
         if matches!(place, Place::Elsewhere | Place::Tablespaces) {
-            directory.changes = Mutex::new(nested);
+            directory.changes = Mutex::new(nested.map_or(Known::Nothing, Known::Kept));
         }
         Ok(Content::Directory(Arc::new(directory)))
     }
@@ -308,7 +357,7 @@ impl Directory for TreeDirectory {
             tree: Arc::clone(&self.tree),
             listing: self.listing.clone(),
             place: self.place,
-            changes: Mutex::new(Some(Arc::clone(&changes))),
+            changes: Mutex::new(Known::Kept(Arc::clone(&changes))),
         });
         let names: Vec<Vec<u8>> = changes.added.keys().cloned().collect();
         let added = {

@@ -62,6 +62,7 @@ impl Wal {
             stat: context.stat(&owner, 0, 0),
             content: Content::Directory(Arc::new(wal)),
             lifetime: Lifetime::UntilNotified,
+            map: None,
         }
     }
 
@@ -279,6 +280,7 @@ fn shown(context: &Context, owner: &Attributes, entry: &WalEntry) -> Child {
         stat: context.stat(&attributes, entry.size_bytes, entry.size_bytes),
         content: Content::File,
         lifetime: Lifetime::UntilNotified,
+        map: None,
     }
 }
 

@@ -167,6 +167,7 @@ impl FarDirectory {
             stat: entry.stat.stat(),
             content,
             lifetime: Lifetime::Never,
+            map: None,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
 use rusqlite::{Connection, Transaction, params};
@@ -43,6 +43,39 @@ pub(crate) fn fill(repository: &Path, servers: u32, backups: u32, wal: u32) -> R
         transaction.commit()?;
     }
     db.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)")?;
+    Ok(())
+}
+
+/// The number of files of WAL.
+pub(crate) fn wal_files(repository: &Path) -> Result<u32> {
+    let db = Connection::open(repository.join("catalog.sqlite"))?;
+    Ok(db.query_row("SELECT sum(files) FROM wal_totals", [], |row| row.get(0))?)
+}
+
+/// Archives files of WAL of the first server, `count` of them, one each time this has passed.
+pub(crate) fn arrive(repository: &Path, count: u32, each: Duration) -> Result<()> {
+    let mut db = Connection::open(repository.join("catalog.sqlite"))?;
+    db.busy_timeout(Duration::from_secs(60))?;
+    let name = "s00".to_owned();
+    let last: i64 = db.query_row(
+        "SELECT max(number) FROM segments WHERE server = ?1",
+        [&name],
+        |row| row.get(0),
+    )?;
+    for segment in (last + 1..).take(usize::try_from(count)?) {
+        let now = i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_micros())?;
+        let transaction = db.transaction()?;
+        Server {
+            db: &transaction,
+            packs: repository.join("packs"),
+            name: name.clone(),
+            segments: segment,
+            now,
+        }
+        .segment(segment)?;
+        transaction.commit()?;
+        std::thread::sleep(each);
+    }
     Ok(())
 }
 

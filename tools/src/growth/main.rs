@@ -1,4 +1,4 @@
-//! `barmanfs-growth`: how long commands take that must not take longer where a repository has grown.
+//! `barmanfs-growth`: how long commands take, and looks into a mount, that must not take longer where a repository has grown.
 //!
 //! It makes catalogs of several sizes by inserting rows, and packs that are holes, and runs the program on each. The rows are
 //! those that the program itself would have derived; records of WAL are empty, since nothing here reads them. With `--maps` it makes
@@ -8,7 +8,9 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod catalog;
+mod figures;
 mod maps;
+mod mount;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,6 +19,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
+
+use crate::figures::Figures;
 
 /// Servers, backups of each, and WAL files of all, from small to large.
 const SIZES: [(u32, u32, u32); 4] = [
@@ -55,6 +59,12 @@ struct Options {
     /// Measures sweeps by the number of backups and rebuilds by the number of packs instead; takes 2 GB
     #[arg(long)]
     maps: bool,
+    /// Measures no commands, only a mount of each repository; for root
+    #[arg(long)]
+    mount: bool,
+    /// With `--mount`: instead of making repositories, measures those that an earlier run has left in these directories
+    #[arg(long, requires = "mount", value_name = "DIR", num_args = 1..)]
+    at: Vec<PathBuf>,
     /// Leaves the repositories, for a look at them
     #[arg(long)]
     keep: bool,
@@ -69,6 +79,15 @@ fn main() -> Result<()> {
     if options.maps {
         return maps::measure(&program);
     }
+    let mut figures = Figures::default();
+    for site in &options.at {
+        let rows = catalog::wal_files(&site.join("repository"))?;
+        mount::measure(&program, site, &site.join("barmanfs.conf"), rows, &mut figures)?;
+    }
+    if !options.at.is_empty() {
+        print(&figures);
+        return Ok(());
+    }
     println!("servers  backups  WAL files  catalog  command             p50 ms  max ms  limit ms");
     for (servers, backups, wal) in SIZES.into_iter().take(usize::try_from(options.sizes)?) {
         let mut site = tempfile::Builder::new()
@@ -76,6 +95,10 @@ fn main() -> Result<()> {
             .tempdir_in("/var/tmp")?;
         site.disable_cleanup(options.keep);
         let config = make(&program, site.path(), servers, backups, wal)?;
+        if options.mount {
+            mount::measure(&program, site.path(), &config, wal, &mut figures)?;
+            continue;
+        }
         let bytes = fs::metadata(site.path().join("repository/catalog.sqlite"))?.len();
         for (words, limit) in COMMANDS {
             let (median, longest) = measure(&program, &config, words, options.runs)?;
@@ -89,7 +112,14 @@ fn main() -> Result<()> {
             );
         }
     }
+    print(&figures);
     Ok(())
+}
+
+fn print(figures: &Figures) {
+    for line in figures.lines() {
+        println!("{line}");
+    }
 }
 
 fn milliseconds(time: Duration) -> f64 {

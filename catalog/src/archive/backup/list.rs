@@ -99,6 +99,14 @@ impl Repository {
         })
     }
 
+    /// Whether every segment that a complete backup needs is in the archive.
+    ///
+    /// # Errors
+    /// When the catalog cannot be read.
+    pub fn has_its_wal(&self, backup: &Backup) -> Result<bool> {
+        self.db.read(|db| has_its_wal(db, backup))
+    }
+
     /// The segments that a complete backup needs and that are not in the archive; at most the first thousand.
     ///
     /// # Errors

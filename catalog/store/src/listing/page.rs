@@ -315,9 +315,10 @@ impl Page {
         Ok(Some(view))
     }
 
-    /// The page as errors name it.
-    pub(crate) fn what(&self) -> String {
-        what(self.chunk)
+    /// The page as errors name it. Made only for an error: a page has hundreds of entries.
+    pub(crate) fn what(&self) -> impl Fn() -> String + use<> {
+        let chunk = self.chunk;
+        move || what(chunk)
     }
 }
 

@@ -11,9 +11,9 @@ use crate::id::ChunkId;
 use super::Core;
 
 /// Maximum number of chunks that wait to be decoded ahead. Opening a WAL segment requests the next four, 64
-/// windows of 1 MiB. More than that would be evicted from the cache before it is read, or be decoded too late
-/// for its reader.
-const QUEUED_CHUNKS: usize = 64;
+/// windows of 1 MiB, and opening one small file after the other the next 64 of them. More than that would be evicted from the
+/// cache before it is read, or be decoded too late for its reader.
+const QUEUED_CHUNKS: usize = 96;
 
 /// The pool of workers, started when the first chunk is requested: most commands never read ahead.
 #[derive(Debug)]

@@ -163,7 +163,7 @@ impl Walk<'_, '_> {
             let mut page = self.tree.page(page)?;
             let what = page.what();
             while let Some(view) = page.next()? {
-                let entry = view.to_entry().map_err(|reason| Error::damaged(&what, reason))?;
+                let entry = view.to_entry().map_err(|reason| Error::damaged(what(), reason))?;
                 let before = beside.find(&entry.name);
                 match (entry.node, before) {
                     (Node::File(map), Some(Node::File(before))) => self.file(&map, Some(&before))?,

@@ -55,7 +55,7 @@ impl ContentChunks<'_, '_> {
             while let Some(view) = page.next()? {
                 match view
                     .to_entry()
-                    .map_err(|reason| Error::damaged(&what, reason))?
+                    .map_err(|reason| Error::damaged(what(), reason))?
                     .node
                 {
                     Node::File(map) => self.file(&map)?,

@@ -65,7 +65,7 @@ impl TreeReader {
                 return view
                     .to_entry()
                     .map(Some)
-                    .map_err(|reason| Error::damaged(what, reason));
+                    .map_err(|reason| Error::damaged(what(), reason));
             }
             if view.name > name {
                 break;
@@ -319,7 +319,7 @@ impl Entries {
             if let Some(page) = &mut self.page {
                 let what = page.what();
                 if let Some(view) = page.next()? {
-                    let entry = view.to_entry().map_err(|reason| Error::damaged(what, reason))?;
+                    let entry = view.to_entry().map_err(|reason| Error::damaged(what(), reason))?;
                     return self.in_order(entry).map(Some);
                 }
             }

@@ -78,7 +78,7 @@ fn read(first: &[u8], bytes: &[u8]) -> Result<Vec<Entry>> {
     let mut entries = Vec::new();
     let what = page.what();
     while let Some(view) = page.next()? {
-        entries.push(view.to_entry().map_err(|reason| Error::damaged(&what, reason))?);
+        entries.push(view.to_entry().map_err(|reason| Error::damaged(what(), reason))?);
     }
     Ok(entries)
 }
