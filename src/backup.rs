@@ -395,13 +395,7 @@ impl Attempt<'_> {
         let progress = self.progress();
         let spool = self.repository.path();
         let notes = SentNotesWriter::ordered(receive::spooled(spool)?);
-        let (trees, root) = files.clone();
-        let parent = Parent {
-            backup: parent,
-            trees,
-            root,
-        };
-        let composer = Composer::new(Some(parent), notes);
+        let composer = Composer::new(Some(Parent::new(parent, files.clone())), notes);
         let mut receiver = Receiver::begin(run, spool, &self.cluster, Some(composer), &progress)?;
         let result = self.receive(run, connection, true, &mut receiver, &progress)?;
         let (root_attributes, mut received) = receiver.finish()?;

@@ -10,7 +10,7 @@ use barmanfs_catalog::Backup;
 use barmanfs_pg::backup_label::{self, BackupLabel};
 use barmanfs_pg::incremental::{self, HeaderParser, IncrementalHeader};
 use barmanfs_store::layout::{BLOCK_BYTES, DATA_WINDOW_BYTES};
-use barmanfs_store::{Attributes, ComposedSink, DirectoryRef, TreeReader, TreeWriter};
+use barmanfs_store::{Attributes, ComposedSink, DirectoryRef, Finder, TreeReader, TreeWriter};
 
 use super::files::{LABEL, LABEL_FILE_MAX_BYTES, file_map};
 use super::sent_manifest::{SentFile, SentNotes, SentNotesWriter};
@@ -36,9 +36,18 @@ pub(crate) struct Composer {
 /// The backup that an incremental one builds on.
 #[derive(Debug)]
 pub(crate) struct Parent {
-    pub(crate) backup: Backup,
-    pub(crate) trees: TreeReader,
-    pub(crate) root: DirectoryRef,
+    backup: Backup,
+    files: Finder,
+}
+
+impl Parent {
+    /// A backup and its tree.
+    pub(crate) fn new(backup: Backup, (trees, root): (TreeReader, DirectoryRef)) -> Self {
+        Self {
+            backup,
+            files: Finder::new(trees, root),
+        }
+    }
 }
 
 impl Composer {
@@ -135,12 +144,12 @@ impl Composer {
         header: &IncrementalHeader,
         tree: &TreeWriter,
     ) -> Result<Blocks, SinkError> {
-        let Some(parent) = &self.parent else {
+        let Some(parent) = &mut self.parent else {
             return Err(sent
                 .incompatible("it holds changes only, and the backup has no other that it builds on")
                 .into());
         };
-        let Some(base) = parent.trees.find(&parent.root, plain)?.and_then(file_map) else {
+        let Some(base) = parent.files.find(plain)?.and_then(file_map) else {
             return Err(sent
                 .incompatible(&format!("backup {} does not have the file", parent.backup.id))
                 .into());
@@ -152,7 +161,7 @@ impl Composer {
             attributes,
             u64::from(header.result_blocks()) * BLOCK_BYTES as u64,
             DATA_WINDOW_BYTES,
-            Some((&parent.trees, &base)),
+            Some((parent.files.tree(), &base)),
             u64::from(header.truncation_blocks()) * BLOCK_BYTES as u64,
         )?;
         Ok(Blocks {

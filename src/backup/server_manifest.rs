@@ -14,7 +14,7 @@ use barmanfs_pg::backup_manifest::{
     self, Checksum, ManifestError, ManifestFile, ManifestSummary, ManifestWriter,
 };
 use barmanfs_pg::{SystemId, incremental};
-use barmanfs_store::{DirectoryRef, FileMap, TreeReader};
+use barmanfs_store::{DirectoryRef, FileMap, Finder, TreeReader};
 
 use super::files::{FileSet, LABEL, WAL_DIRECTORY, file_map};
 use super::receive::Received;
@@ -29,8 +29,9 @@ pub(crate) fn check(
     root: &DirectoryRef,
     system_id: SystemId,
 ) -> Result<(), Error> {
+    let mut files = Finder::new(trees.clone(), root.clone());
     read(received, system_id, &mut |file| {
-        let map = stored(&file, &file.path, trees, root)?;
+        let map = stored(&file, &file.path, &mut files)?;
         agrees(&file, map.size_bytes, map.crc32c, "stored")
     })
     .map(drop)
@@ -47,10 +48,11 @@ pub(crate) fn compose(
 ) -> Result<(File, u64), Error> {
     let unusable = |error: io::Error| Error::failed(format!("Cannot write the new backup_manifest: {error}"));
     let mut writer = ManifestWriter::begin(BufWriter::new(output), Some(system_id)).map_err(unusable)?;
+    let mut files = Finder::new(trees.clone(), root.clone());
     let summary = read(received, system_id, &mut |file| {
         let plain = incremental::plain_path(&file.path);
         let path = plain.as_deref().unwrap_or(&file.path);
-        let map = stored(&file, path, trees, root)?;
+        let map = stored(&file, path, &mut files)?;
         if plain.is_some() || path == LABEL {
             match altered.take(&file.path).map_err(unusable)? {
                 Some(sent) => agrees(&file, sent.size_bytes, sent.crc32c, "sent")?,
@@ -137,14 +139,9 @@ pub(crate) fn wrong(file: &ManifestFile, what: &str) -> Error {
 }
 
 /// The tree's file at `path`, which must exist because it is listed.
-pub(crate) fn stored(
-    file: &ManifestFile,
-    path: &[u8],
-    trees: &TreeReader,
-    root: &DirectoryRef,
-) -> Result<FileMap, Error> {
-    trees
-        .find(root, path)?
+pub(crate) fn stored(file: &ManifestFile, path: &[u8], files: &mut Finder) -> Result<FileMap, Error> {
+    files
+        .find(path)?
         .and_then(file_map)
         .ok_or_else(|| wrong(file, "the manifest lists it, and it is missing"))
 }

@@ -329,12 +329,8 @@ fn build_on(
         }
         return Ok(None);
     };
-    let (trees, root) = run.build_on(&parent)?;
-    Ok(Some(Parent {
-        backup: parent,
-        trees,
-        root,
-    }))
+    let files = run.build_on(&parent)?;
+    Ok(Some(Parent::new(parent, files)))
 }
 
 /// Why an imported backup is kept.

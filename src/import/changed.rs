@@ -1,10 +1,11 @@
 //! Files that are made from those of a backup that was imported before.
 
+use std::cell::RefCell;
 use std::io::Read;
 
 use barmanfs_pg::{Lsn, SystemId};
 use barmanfs_store::layout::BLOCK_BYTES;
-use barmanfs_store::{Attributes, DirectoryRef, FileMap, Node, TreeReader};
+use barmanfs_store::{Attributes, FileMap, Finder, Node, TreeReader};
 
 use super::Intake;
 use super::intake::wrong;
@@ -13,7 +14,7 @@ use crate::error::Error;
 /// The backup on which another one builds.
 pub(super) struct Base {
     trees: TreeReader,
-    root: DirectoryRef,
+    files: RefCell<Finder>,
 }
 
 impl Base {
@@ -35,9 +36,10 @@ impl Base {
                 && backup.start_lsn == Some(start_lsn)
         });
         Ok(found.and_then(|backup| {
+            let trees = intake.repository.trees();
             Some(Self {
-                trees: intake.repository.trees(),
-                root: backup.root?.directory,
+                files: RefCell::new(Finder::new(trees.clone(), backup.root?.directory)),
+                trees,
             })
         }))
     }
@@ -47,7 +49,7 @@ impl Base {
     /// # Errors
     /// When it does not have it, or cannot be read.
     pub(super) fn file(&self, path: &[u8]) -> Result<(Attributes, FileMap), Error> {
-        let found = self.trees.find(&self.root, path);
+        let found = self.files.borrow_mut().find(path);
         match found.map_err(barmanfs_catalog::Error::from)? {
             Some(entry) => match entry.node {
                 Node::File(map) => Ok((entry.attributes, map)),

@@ -7,7 +7,7 @@ use std::io::Read;
 use std::ops::Range;
 
 use barmanfs_store::layout::{BLOCK_BYTES, DATA_WINDOW_BYTES};
-use barmanfs_store::{Attributes, ComposedSink, DirectoryRef, TreeReader};
+use barmanfs_store::{Attributes, ComposedSink, DirectoryRef, Finder, TreeReader};
 use sha1::{Digest, Sha1};
 
 use super::intake::wrong;
@@ -102,8 +102,9 @@ impl Intake<'_> {
 /// When one cannot be read, or is another one.
 pub(super) fn check(trees: &TreeReader, root: &DirectoryRef, composed: &[Composed]) -> Result<(), Error> {
     let mut buffer = vec![0; DATA_WINDOW_BYTES as usize];
+    let mut files = Finder::new(trees.clone(), root.clone());
     for Composed { path, sha1 } in composed {
-        let found = trees.find(root, path).map_err(barmanfs_catalog::Error::from)?;
+        let found = files.find(path).map_err(barmanfs_catalog::Error::from)?;
         let map = found.and_then(file_map);
         let map = map.ok_or_else(|| wrong(path, format_args!("it is missing")))?;
         let mut sum = Sha1::new();

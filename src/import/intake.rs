@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use barmanfs_catalog::{Repository, ServerName};
-use barmanfs_store::{Attributes, DirectoryRef, FileMap, TreeReader};
+use barmanfs_store::{Attributes, FileMap, Finder, TreeReader};
 
 use super::allowance::Allowance;
 use super::composed::Composed;
@@ -64,7 +64,7 @@ pub(crate) enum Part {
 pub(super) struct Other {
     identity: Identity,
     /// `None` if it is not here.
-    files: Option<(TreeReader, DirectoryRef)>,
+    files: Option<Finder>,
 }
 
 impl<'a> Intake<'a> {
@@ -226,17 +226,18 @@ impl<'a> Intake<'a> {
             {
                 found = None;
             }
-            let files = found.and_then(|backup| Some((self.repository.trees(), backup.root?.directory)));
+            let files =
+                found.and_then(|backup| Some(Finder::new(self.repository.trees(), backup.root?.directory)));
             self.other = Some(Other {
                 identity: other.clone(),
                 files,
             });
         }
-        let Some((trees, root)) = self.other.as_ref().and_then(|other| other.files.as_ref()) else {
+        let Some(files) = self.other.as_mut().and_then(|other| other.files.as_mut()) else {
             return Ok(None);
         };
-        let map = trees.find(root, path).map_err(barmanfs_catalog::Error::from)?;
-        Ok(map.and_then(file_map).map(|map| (trees.clone(), map)))
+        let map = files.find(path).map_err(barmanfs_catalog::Error::from)?;
+        Ok(map.and_then(file_map).map(|map| (files.tree().clone(), map)))
     }
 
     /// Adds what a tar archive of a base backup holds, as PostgreSQL writes it.

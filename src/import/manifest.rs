@@ -13,7 +13,7 @@ use std::path::Path;
 
 use barmanfs_pg::backup_manifest::{self, Checksum, ManifestError, ManifestFile, ManifestWriter};
 use barmanfs_pg::{ServerVersion, SystemId, incremental};
-use barmanfs_store::{DirectoryRef, FileMap, TreeReader};
+use barmanfs_store::{DirectoryRef, FileMap, Finder, TreeReader};
 
 use crate::backup::files::{FileSet, LABEL, WAL_DIRECTORY};
 use crate::backup::receive::spooled;
@@ -47,6 +47,7 @@ pub(super) struct Files<'a> {
 /// The check of one manifest.
 struct Check<'a> {
     files: Files<'a>,
+    finder: Finder,
     /// The files that the manifest lists, without WAL.
     listed: FileSet,
     /// Of the files that make a server recover, those that the manifest lists.
@@ -76,6 +77,7 @@ pub(super) fn check(
     let writer = ManifestWriter::begin(BufWriter::new(spooled(spool)?), named).map_err(unwritable)?;
     let mut check = Check {
         is_other: files.has_altered,
+        finder: Finder::new(files.trees.clone(), files.root.clone()),
         files,
         listed: FileSet::default(),
         listed_signals: Vec::new(),
@@ -122,7 +124,7 @@ impl Check<'_> {
     fn add_signals(&mut self) -> Result<(), Error> {
         for name in SIGNALS {
             let is_listed = self.listed_signals.iter().any(|listed| listed == name);
-            let found = self.files.trees.find(self.files.root, name);
+            let found = self.finder.find(name);
             if !is_listed && found.map_err(barmanfs_catalog::Error::from)?.is_some() {
                 self.listed.add(name);
             }
@@ -163,7 +165,7 @@ impl Check<'_> {
         }
         let plain = incremental::plain_path(&file.path);
         let path = plain.as_deref().unwrap_or(&file.path);
-        let map = stored(&file, path, self.files.trees, self.files.root)?;
+        let map = stored(&file, path, &mut self.finder)?;
         let is_altered = plain.is_some() || path == LABEL;
         let (size_bytes, crc32c, what) = match is_altered {
             true => match self.files.notes.take(&file.path).map_err(unwritable)? {
@@ -235,6 +237,7 @@ fn other_sum(given: &mut File, files: &Files<'_>) -> Error {
     if let Err(error) = given.rewind() {
         return unwritable(error);
     }
+    let mut finder = Finder::new(files.trees.clone(), files.root.clone());
     let read = backup_manifest::read(BufReader::new(&*given), &mut |file: ManifestFile| {
         let Some(Checksum::Other { algorithm, hex }) = &file.checksum else {
             return Ok(());
@@ -244,7 +247,7 @@ fn other_sum(given: &mut File, files: &Files<'_>) -> Error {
         };
         match summed(&files.sums, known, &file.path) {
             Summed::InAll => {
-                let map = stored(&file, &file.path, files.trees, files.root)?;
+                let map = stored(&file, &file.path, &mut finder)?;
                 let found = stored_sum(&file, &map, known, files.trees)?;
                 same_sum(&file, algorithm, hex, &found)
             }

@@ -45,7 +45,7 @@ pub use storage::{
     CountedPacks, Listed, LocalPacks, PackStorage, PackUpload, Part, PartMark, open_regular, open_unlinked,
 };
 pub use tree::{
-    ComposedSink, FileSink, SingleFile, StoredFile, TreeOptions, TreeReader, TreeTotals, TreeWriter,
+    ComposedSink, FileSink, Finder, SingleFile, StoredFile, TreeOptions, TreeReader, TreeTotals, TreeWriter,
 };
 
 #[cfg(any(test, feature = "testing"))]

@@ -6,8 +6,10 @@
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+mod indexed;
 mod page;
 
+pub(crate) use indexed::IndexedPage;
 pub(crate) use page::{Page, encode_entry, encode_page_header, ends_page};
 
 use crate::file_map::FileMap;
@@ -75,6 +77,14 @@ pub const MAX_NAME_BYTES: usize = 255;
 
 /// Maximum length of a symbolic link's target: `PATH_MAX` less the NUL.
 pub const MAX_TARGET_BYTES: usize = 4095;
+
+impl DirectoryRef {
+    /// The only page that can have an entry of this name.
+    pub(crate) fn page_of(&self, name: &[u8]) -> Option<&PageRef> {
+        let after = self.pages.partition_point(|page| page.first.as_slice() <= name);
+        self.pages.get(after.checked_sub(1)?)
+    }
+}
 
 impl Attributes {
     /// Makes the checks that every reader must make; returns what is wrong.

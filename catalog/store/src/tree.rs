@@ -9,6 +9,7 @@ mod composed;
 mod content;
 mod directories;
 mod file;
+mod finder;
 mod path;
 mod previous;
 mod reader;
@@ -19,6 +20,7 @@ pub use assembly::StoredFile;
 pub use beside::{Enter, TakeWindows};
 pub use content::{ChunkRole, EachChunk};
 pub use file::SingleFile;
+pub use finder::Finder;
 pub use reader::{Entries, FileReader, TreeReader};
 pub use writer::{ComposedSink, FileSink, TreeOptions, TreeTotals, TreeWriter};
 

@@ -320,6 +320,22 @@ impl Page {
         let chunk = self.chunk;
         move || what(chunk)
     }
+
+    /// Where the next entry begins.
+    pub(super) fn position(&self) -> usize {
+        self.at
+    }
+}
+
+/// The name of the entry that begins at `at`; empty when there is none.
+pub(super) fn name_at(page: &[u8], at: usize) -> &[u8] {
+    let at = at + KIND_BYTES;
+    Cursor { bytes: page, at }.short().unwrap_or_default()
+}
+
+/// The entry that begins at `at`, with everything in it checked.
+pub(super) fn entry_at(page: &[u8], at: usize) -> Result<Entry, String> {
+    read_entry(&mut Cursor { bytes: page, at })?.to_entry()
 }
 
 /// Size of an entry's kind, its first field.
@@ -328,7 +344,7 @@ const KIND_BYTES: usize = 1;
 /// Size of the length that comes before a name and before every other short field.
 const LENGTH_BYTES: usize = 2;
 
-fn what(chunk: ChunkId) -> String {
+pub(super) fn what(chunk: ChunkId) -> String {
     format!("Listing page {chunk}")
 }
 

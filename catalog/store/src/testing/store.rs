@@ -98,6 +98,11 @@ impl TestStore {
         Arc::new(depositor.unwrap())
     }
 
+    /// How often a writer has asked the index.
+    pub(crate) fn asked(&self) -> u64 {
+        self.index.look_ups.load(Ordering::SeqCst) as u64
+    }
+
     /// All files in the repository's directory.
     pub(crate) fn files(&self) -> Vec<PathBuf> {
         let mut waiting = vec![self.directory.path().to_path_buf()];

@@ -52,10 +52,7 @@ impl TreeReader {
     /// # Errors
     /// When the page that would have it cannot be read or is damaged.
     pub fn lookup(&self, directory: &DirectoryRef, name: &[u8]) -> Result<Option<Entry>> {
-        let after = directory
-            .pages
-            .partition_point(|page| page.first.as_slice() <= name);
-        let Some(page) = after.checked_sub(1).and_then(|index| directory.pages.get(index)) else {
+        let Some(page) = directory.page_of(name) else {
             return Ok(None);
         };
         let mut page = self.page(page)?;
@@ -74,7 +71,8 @@ impl TreeReader {
         Ok(None)
     }
 
-    /// The entry at this path below `root` ("base/5/1259"), if there is one.
+    /// The entry at this path below `root` ("base/5/1259"), if there is one. For many paths, a
+    /// [`Finder`](super::Finder) reads each directory once.
     ///
     /// # Errors
     /// When a page on the way cannot be read or is damaged.
