@@ -31,6 +31,7 @@ use crate::storage::PackStorage;
 use crate::sync::lock;
 
 mod claims;
+mod drift;
 mod intake;
 mod packer;
 mod patch;

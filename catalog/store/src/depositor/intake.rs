@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use crossbeam_channel::{Receiver, Sender};
 
 use super::claims::Claims;
+use super::drift;
 use super::packer::ToPacker;
 use super::patch::Patch;
 use super::status::{Status, Ticket};
@@ -56,6 +57,8 @@ struct Base {
     location: ChunkLocation,
     id: ChunkId,
     bytes: Arc<[u8]>,
+    /// Size of the delta against this base by which the similar chunk is stored; `None` when that is the base itself.
+    delta_before: Option<u32>,
 }
 
 impl Intake {
@@ -205,7 +208,8 @@ impl Intake {
     ///
     /// Making both frames to compare them would cost more than either, so the size of the whole frame is first
     /// estimated from the base, a similar chunk stored whole. A delta of at most a quarter of this estimate is taken at
-    /// once. Otherwise both frames are made and compared.
+    /// once. Otherwise both frames are made and compared. A window that has [drifted](drift) from its base is stored
+    /// whole in any case.
     fn encode(
         &self,
         bytes: &[u8],
@@ -213,11 +217,10 @@ impl Intake {
         class: ContentClass,
     ) -> Result<(Frame, Option<ChunkId>)> {
         let whole = || (encode_whole(bytes, self.whole_level(class)), None);
-        let Some(base) = similar
-            .map(|similar| self.base_of(&similar))
-            .transpose()?
-            .flatten()
-        else {
+        let Some(similar) = similar else {
+            return Ok(whole());
+        };
+        let Some(base) = self.base_of(&similar)? else {
             return Ok(whole());
         };
         let Some(delta) = encode_delta(bytes, &base.bytes, self.options.delta_level) else {
@@ -225,6 +228,12 @@ impl Intake {
         };
         let guess = whole_bytes_guess(bytes.len(), &base.location);
         let delta_bytes = delta.bytes.len() as u64;
+        if let Some(before) = base.delta_before
+            && drift::may_have_drifted(delta_bytes, before.into(), guess)
+            && drift::has_drifted(delta_bytes, self.step(bytes, &similar)?, guess)
+        {
+            return Ok(whole());
+        }
         if delta_bytes * 4 <= guess {
             return Ok((delta, Some(base.id)));
         }
@@ -233,6 +242,18 @@ impl Intake {
             return Ok((delta, Some(base.id)));
         }
         Ok((frame, None))
+    }
+
+    /// The size of a delta against the similar chunk itself. This is no base, as it is a delta, but most often it has just
+    /// been decoded. If it cannot be read, the step is that of everything.
+    fn step(&self, bytes: &[u8], similar: &ChunkId) -> Result<u64> {
+        let before = match self.reader.get(similar) {
+            Ok(before) => before,
+            Err(error) if error.is_damage() => return Ok(bytes.len() as u64),
+            Err(error) => return Err(error),
+        };
+        let delta = encode_delta(bytes, &before, self.options.delta_level);
+        Ok(delta.map_or(bytes.len(), |delta| delta.bytes.len()) as u64)
     }
 
     fn whole_level(&self, class: ContentClass) -> i32 {
@@ -250,13 +271,18 @@ impl Intake {
         let Some(location) = self.index.locate_reusable(similar)? else {
             return Ok(None);
         };
-        let (id, location) = match location.base {
-            None => (*similar, Some(location)),
-            Some(base) => (base, self.whole(&base)?),
+        let (id, location, delta_before) = match location.base {
+            None => (*similar, Some(location), None),
+            Some(base) => (base, self.whole(&base)?, Some(location.stored_bytes)),
         };
         let Some(location) = location else { return Ok(None) };
         match self.reader.get(&id) {
-            Ok(bytes) => Ok(Some(Base { location, id, bytes })),
+            Ok(bytes) => Ok(Some(Base {
+                location,
+                id,
+                bytes,
+                delta_before,
+            })),
             Err(error) if error.is_damage() => {
                 tracing::warn!("Stored whole, because the chunk it is similar to cannot be read: {error}");
                 Ok(None)
