@@ -156,7 +156,7 @@ impl Composer {
         };
         self.has_altered = true;
         self.clamped += u64::from(header.clamped());
-        let sink = tree.composed_file(
+        let mut sink = tree.composed_file(
             plain,
             attributes,
             u64::from(header.result_blocks()) * BLOCK_BYTES as u64,
@@ -164,6 +164,12 @@ impl Composer {
             Some((parent.files.tree(), &base)),
             u64::from(header.truncation_blocks()) * BLOCK_BYTES as u64,
         )?;
+        sink.expect(
+            header
+                .blocks()
+                .iter()
+                .map(|number| u64::from(*number) * BLOCK_BYTES as u64),
+        );
         Ok(Blocks {
             sink,
             left: header.blocks().to_vec().into_iter(),

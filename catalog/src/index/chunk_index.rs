@@ -73,15 +73,21 @@ impl CatalogIndex {
 
 impl ChunkIndex for CatalogIndex {
     fn locate(&self, id: &ChunkId) -> barmanfs_store::Result<Option<ChunkLocation>> {
-        let best = |db: &Connection| {
-            let mut best = None;
-            each_place(db, id, |place| keep_better(&mut best, place))?;
-            Ok(best.map(|place: Place| place.location))
-        };
+        let best = |db: &Connection| best_location(db, id);
         match (self.db.read(best)?, &self.surveyor) {
             (None, Some(surveyor)) if surveyor.adopt()? => Ok(self.db.read(best)?),
             (found, _) => Ok(found),
         }
+    }
+
+    /// In one transaction, and without a search for packs that are not in the catalog.
+    fn locate_all(&self, ids: &[ChunkId]) -> barmanfs_store::Result<Vec<ChunkLocation>> {
+        let all = |db: &Connection| {
+            let view = db.unchecked_transaction()?;
+            let places = ids.iter().map(|id| best_location(&view, id));
+            places.filter_map(Result::transpose).collect()
+        };
+        Ok(self.db.read(all)?)
     }
 
     fn places(&self, id: &ChunkId) -> barmanfs_store::Result<Vec<ChunkLocation>> {
@@ -146,6 +152,13 @@ pub(crate) fn all_is_reusable(db: &Connection) -> Result<bool> {
              OR EXISTS (SELECT 1 FROM packs p WHERE p.id = d.pack) LIMIT 1",
     ))?;
     Ok(!exception.exists([])?)
+}
+
+/// The best place for readers.
+fn best_location(db: &Connection, id: &ChunkId) -> Result<Option<ChunkLocation>> {
+    let mut best = None;
+    each_place(db, id, |place| keep_better(&mut best, place))?;
+    Ok(best.map(|place| place.location))
 }
 
 /// The place that writers may refer to.

@@ -38,6 +38,7 @@ mod patch;
 mod status;
 
 use claims::Claims;
+pub use drift::{has_drifted, may_have_drifted};
 use intake::{Content, Intake, Job};
 use packer::{CLOSE_QUEUE, Closer, Packer, ToPacker};
 pub(crate) use patch::Patch;
@@ -231,6 +232,15 @@ impl Depositor {
     /// As [`put`](Self::put). If the earlier content cannot be read, the whole run fails.
     pub(crate) fn put_patched(&self, patch: Patch, class: ContentClass, done: Done) -> Result<()> {
         self.send(Content::Patched(patch), class, done)
+    }
+
+    /// Says which chunks the next patches will change, so that they are fetched in the order of the disk.
+    ///
+    /// # Errors
+    /// As [`put`](Self::put).
+    pub(crate) fn expect_patches_of(&self, ids: Vec<ChunkId>) -> Result<()> {
+        // No answer is needed.
+        self.send(Content::Expected(ids), ContentClass::Data, Box::new(drop))
     }
 
     fn send(&self, content: Content, class: ContentClass, done: Done) -> Result<()> {

@@ -19,6 +19,15 @@ pub trait ChunkIndex: Send + Sync + Debug {
     /// [`Error::Index`](crate::Error::Index) when the index itself fails.
     fn locate(&self, id: &ChunkId) -> Result<Option<ChunkLocation>>;
 
+    /// For readers that will need many chunks soon: where those are that are known, in any order.
+    ///
+    /// # Errors
+    /// [`Error::Index`](crate::Error::Index) when the index itself fails.
+    fn locate_all(&self, ids: &[ChunkId]) -> Result<Vec<ChunkLocation>> {
+        let places = ids.iter().map(|id| self.locate(id));
+        places.filter_map(Result::transpose).collect()
+    }
+
     /// For readers that cannot read the chunk at its [located](Self::locate) place: all its places, the best first.
     ///
     /// # Errors

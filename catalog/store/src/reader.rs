@@ -23,9 +23,11 @@ use crate::storage::PackStorage;
 
 mod ahead;
 mod cache;
+mod runs;
 
 use ahead::ReadAhead;
 use cache::{Cache, Found, Purpose};
+use runs::{Run, runs};
 
 /// Reads chunks of one repository, from any number of threads.
 #[derive(Debug)]
@@ -78,6 +80,15 @@ impl ChunkReader {
         }
     }
 
+    /// Has the storage fetch the frames of these chunks, and of their bases, for reads that are about to come. They are
+    /// fetched in the order in which they lie there, and neighbours at once, so that a disk need not seek for each. This
+    /// is a hint: what cannot be found is left out.
+    pub(crate) fn fetch_ahead(&self, ids: &[ChunkId]) {
+        if let Err(error) = self.core.fetch_ahead(ids) {
+            tracing::debug!(%error, "Cannot fetch ahead");
+        }
+    }
+
     /// The counters of the repository that it reads.
     pub fn counters(&self) -> &Arc<Counters> {
         &self.core.counters
@@ -102,6 +113,24 @@ struct Core {
 }
 
 impl Core {
+    fn fetch_ahead(&self, ids: &[ChunkId]) -> Result<()> {
+        let unknown = |ids: &mut Vec<ChunkId>| {
+            ids.retain(|id| !self.cache.is_known(id));
+            ids.sort_unstable();
+            ids.dedup();
+        };
+        let mut ids = ids.to_vec();
+        unknown(&mut ids);
+        let mut frames = self.index.locate_all(&ids)?;
+        let mut bases: Vec<ChunkId> = frames.iter().filter_map(|frame| frame.base).collect();
+        unknown(&mut bases);
+        frames.extend(self.index.locate_all(&bases)?);
+        for Run { pack, offset, bytes } in runs(&frames) {
+            self.storage.will_read(pack, offset, bytes);
+        }
+        Ok(())
+    }
+
     fn get(&self, id: &ChunkId) -> Result<Arc<[u8]>> {
         let lead = match self.find(id, Purpose::Chunk) {
             Found::Known(result) => return result,

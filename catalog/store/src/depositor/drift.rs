@@ -17,13 +17,13 @@ const DELTAS_IN_A_WHOLE: u64 = 10;
 /// Whether [`has_drifted`] may be true, from what is known without reading anything: the sizes of the delta, of the
 /// delta by which the chunk before is stored against the same base, and of a whole chunk. The step is hardly ever
 /// smaller than the difference of the two deltas.
-pub(super) fn may_have_drifted(delta: u64, delta_before: u64, whole: u64) -> bool {
+pub fn may_have_drifted(delta: u64, delta_before: u64, whole: u64) -> bool {
     has_drifted(delta, delta.saturating_sub(delta_before), whole)
 }
 
 /// Whether a whole chunk costs less from now on than further deltas against the same base. `step` is the size of a
 /// delta against the chunk before.
-pub(super) fn has_drifted(delta: u64, step: u64, whole: u64) -> bool {
+pub fn has_drifted(delta: u64, step: u64, whole: u64) -> bool {
     // Chunks have at most 4 MiB: the products fit.
     delta * DELTAS_IN_A_WHOLE > whole && delta * delta.saturating_sub(step) > whole * step
 }

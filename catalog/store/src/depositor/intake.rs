@@ -35,6 +35,8 @@ pub(super) enum Content {
     },
     /// Changes against the chunk that was there before.
     Patched(Patch),
+    /// The chunks that patches to come will change.
+    Expected(Vec<ChunkId>),
 }
 
 /// Shared by the workers and by the callers of [`put_now`](super::Depositor::put_now).
@@ -75,6 +77,10 @@ impl Intake {
             let (outcome, used) = match content {
                 Content::Whole { bytes, similar } => (self.deposit(&bytes, similar, class), bytes),
                 Content::Patched(patch) => (self.deposit_patched(&patch, &mut window, class), patch.bytes),
+                Content::Expected(ids) => {
+                    self.reader.fetch_ahead(&ids);
+                    continue;
+                }
             };
             self.recycle(used);
             done(outcome);

@@ -65,7 +65,7 @@ impl IndexedPage {
     /// Where this checksum would be in the table if all had the same distance.
     fn near(&self, sum: u32) -> usize {
         // Less than the table's length.
-        (u64::from(sum) * self.table.len() as u64 >> u32::BITS) as usize
+        ((u64::from(sum) * self.table.len() as u64) >> u32::BITS) as usize
     }
 
     /// Memory that it takes.

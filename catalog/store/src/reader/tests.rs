@@ -155,6 +155,42 @@ fn wait_until(what: &str, condition: impl Fn() -> bool) {
 }
 
 #[test]
+fn frames_are_fetched_in_the_order_of_their_packs() {
+    let store = store();
+    let contents: Vec<Vec<u8>> = (0..20).map(window).collect();
+    let mut changed = contents[3].clone();
+    changed[70_000] ^= 1;
+    let bases: Vec<(&[u8], Option<&[u8]>)> = contents.iter().map(|bytes| (bytes.as_slice(), None)).collect();
+    let first = store.put(&bases);
+    let second = store.put(&[(&changed, Some(&contents[3]))]);
+    let runs = |ids: &[ChunkId]| -> Vec<(PackId, u64, u32)> {
+        let before = store.packs.calls().len();
+        store.reader.fetch_ahead(ids);
+        let calls = store.packs.calls();
+        let fetched = calls.iter().skip(before).map(|call| match call {
+            Call::WillRead(pack, offset, bytes) => (*pack, *offset, *bytes),
+            other => panic!("{other:?}"),
+        });
+        fetched.collect()
+    };
+    let place = |bytes: &[u8]| store.index.locate(&ChunkId::of(bytes)).unwrap().unwrap();
+    // In any order, twice, and one that is nowhere.
+    let ids = [9, 7, 8, 7].map(|n| ChunkId::of(&contents[n]));
+    let (start, end) = (place(&contents[7]), place(&contents[9]));
+    let bytes = end.offset + end.stored_bytes - start.offset;
+    let expected = vec![(first.id, u64::from(start.offset), bytes)];
+    assert_eq!(runs(&[&ids[..], &[ChunkId::of(b"nowhere")]].concat()), expected);
+    // A delta comes with its base.
+    let mut expected = [(first.id, place(&contents[3])), (second.id, place(&changed))]
+        .map(|(pack, place)| (pack, u64::from(place.offset), place.stored_bytes));
+    expected.sort_unstable();
+    assert_eq!(runs(&[ChunkId::of(&changed)]), expected);
+    // What is decoded needs nothing.
+    store.reader.get(&ids[0]).unwrap();
+    assert_eq!(runs(&ids[..1]), []);
+}
+
+#[test]
 fn every_encoding_is_read_once_and_kept() {
     let store = store();
     let (whole, stored) = (window(1), noise(1, NOISE_BYTES));

@@ -108,6 +108,8 @@ pub enum Call {
     Finish(PackId),
     /// Bytes of a pack are read.
     Read(PackId),
+    /// Bytes of a pack will be read soon: where they begin, and how many.
+    WillRead(PackId, u64, u32),
     /// A pack's size, with which the reading of its footer begins.
     Bytes(PackId),
     /// Packs are listed.
@@ -199,6 +201,8 @@ impl<S: PackStorage> PackStorage for TestPacks<S> {
     }
 
     fn will_read(&self, id: PackId, offset: u64, bytes: u32) {
+        // A hint cannot fail.
+        let _ = self.note(&Call::WillRead(id, offset, bytes));
         self.packs.will_read(id, offset, bytes);
     }
 

@@ -8,12 +8,15 @@
 use std::fmt;
 use std::sync::Arc;
 
+use self::expected::Expected;
 use super::assembly::{Assembly, FileDone, StoredFile};
 use super::file::{FileShape, Similar};
 use crate::depositor::{Deposit, Depositor, Patch};
 use crate::error::{Error, Result};
 use crate::file_map::{FileMap, Window, Windows};
 use crate::layout::BLOCK_BYTES;
+
+mod expected;
 
 /// Takes a file's changed blocks and puts its windows.
 pub(super) struct FileComposer {
@@ -31,6 +34,8 @@ pub(super) struct FileComposer {
     n: u64,
     /// The changes of window `n` so far.
     patch: Option<Patch>,
+    /// The windows that will change, as far as that is known.
+    expected: Expected,
     /// Where the last block ended.
     end: u64,
     /// CRC-32C of a full window of zeros, once it was needed.
@@ -58,9 +63,16 @@ impl FileComposer {
             done: Some(done),
             n: 0,
             patch: None,
+            expected: Expected::default(),
             end: 0,
             zeros_crc: None,
         }
+    }
+
+    /// Says where blocks will change, in ascending order.
+    pub(super) fn expect(&mut self, offsets: impl Iterator<Item = u64>) {
+        let window_bytes = u64::from(self.shape.window_bytes);
+        self.expected = Expected::new(offsets.map(|offset| offset / window_bytes));
     }
 
     /// The next changed block.
@@ -72,17 +84,29 @@ impl FileComposer {
             self.put_patch()?;
             self.take_over_until(n)?;
         }
-        let patch = match &mut self.patch {
-            Some(patch) => patch,
-            None => self.patch.insert(Patch {
-                bytes: self.depositor.buffer(self.shape.window_bytes as usize),
-                ..Patch::default()
-            }),
-        };
+        if self.patch.is_none() {
+            self.fetch_expected()?;
+        }
+        let patch = self.patch.get_or_insert_with(|| Patch {
+            bytes: self.depositor.buffer(self.shape.window_bytes as usize),
+            ..Patch::default()
+        });
         // Less than a window's size, which is a u32.
         patch.push((offset % window_bytes) as usize, bytes);
         self.end = offset + bytes.len() as u64;
         Ok(())
+    }
+
+    /// Has the old content of the next windows fetched.
+    fn fetch_expected(&mut self) -> Result<()> {
+        let Some(base) = &self.base else {
+            return Ok(());
+        };
+        let chunks = self.expected.begin(&base.tree, &base.map)?;
+        if chunks.is_empty() {
+            return Ok(());
+        }
+        self.depositor.expect_patches_of(chunks)
     }
 
     fn check_block(&self, offset: u64, bytes: &[u8]) -> Result<()> {

@@ -431,6 +431,12 @@ pub struct ComposedSink {
 }
 
 impl ComposedSink {
+    /// Says where blocks will follow, in ascending order, so that what they change is fetched in the order of the disk.
+    /// This is a hint; it comes before the first block.
+    pub fn expect(&mut self, offsets: impl Iterator<Item = u64>) {
+        self.composer.expect(offsets);
+    }
+
     /// The next changed block: 8 KiB at a multiple of 8 KiB, in ascending order; fewer bytes at the file's end.
     ///
     /// # Errors

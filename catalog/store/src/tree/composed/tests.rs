@@ -8,9 +8,9 @@ use proptest::prelude::*;
 
 use crate::file_map::PIECE_WINDOWS;
 use crate::layout::BLOCK_BYTES;
-use crate::testing::{TestStore, noise};
+use crate::testing::{Call, TestPacks, TestStore, noise};
 use crate::tree::{TreeOptions, TreeReader, TreeTotals, TreeWriter};
-use crate::{Attributes, ChunkId, ChunkReader, DirectoryRef, FileMap, Node, Result};
+use crate::{Attributes, ChunkId, ChunkReader, DirectoryRef, FileMap, LocalPacks, Node, Result};
 
 const BLOCK: usize = BLOCK_BYTES;
 
@@ -121,6 +121,7 @@ fn compose(
         let base = base.as_ref().map(|map| (&reader, map));
         let keep_bytes = (truncation * BLOCK) as u64;
         let mut sink = tree.composed_file(&path(*file), ATTRIBUTES, size_bytes, WINDOW, base, keep_bytes)?;
+        sink.expect(blocks.keys().map(|number| (number * BLOCK) as u64));
         for (number, seed) in &blocks {
             sink.block((number * BLOCK) as u64, &block(*seed))?;
         }
@@ -206,6 +207,44 @@ proptest! {
             root = totals.root;
         }
     }
+}
+
+/// The same repository, whose reader has nothing in its cache and whose calls of the storage are recorded.
+fn reopened(store: TestStore) -> (TestStore, Arc<TestPacks<LocalPacks>>) {
+    let packs = LocalPacks::open(&store.directory.path().join("packs")).unwrap();
+    let packs = Arc::new(TestPacks::new(packs));
+    let reader = ChunkReader::new(
+        Arc::clone(&packs) as _,
+        Arc::clone(&store.index) as _,
+        Arc::default(),
+        8 << 20,
+    );
+    let reader = Arc::new(reader);
+    (TestStore { reader, ..store }, packs)
+}
+
+/// What is fetched when is up to the workers, [`Expected`] and the reader have tests of their own.
+#[test]
+fn what_changes_is_fetched_ahead() {
+    let blocks = 800;
+    let store = TestStore::new();
+    let whole = Step::Whole {
+        blocks: (0..blocks).map(|n| n * 4 + 2).collect(),
+    };
+    let files = Files::from([(0, apply(None, &whole).unwrap())]);
+    let steps = BTreeMap::from([(0, whole)]);
+    let full = compose(&store, &DirectoryRef::default(), &Files::new(), &steps).unwrap();
+    let (store, packs) = reopened(store);
+    let step = Step::Incremental {
+        truncation: blocks as usize,
+        blocks: (0..200).map(|window| (window * 4, 5)).collect(),
+    };
+    compose(&store, &full.root, &files, &BTreeMap::from([(0, step)])).unwrap();
+    let calls = packs.calls();
+    assert!(
+        calls.iter().any(|call| matches!(call, Call::WillRead(..))),
+        "{calls:?}"
+    );
 }
 
 /// A file of three pieces of its map, with data here and there.
@@ -346,17 +385,7 @@ fn a_damaged_base_stops_the_run() {
     let tree = TreeReader::new(Arc::clone(&store.reader));
     let map = map_of(&tree, &root, 0).unwrap();
     damage(&store, tree.window(&map, 9000 / 4).unwrap().chunk.unwrap());
-    // A reader that has nothing in its cache.
-    let chunks = ChunkReader::new(
-        Arc::clone(&store.packs) as _,
-        Arc::clone(&store.index) as _,
-        Arc::default(),
-        1 << 20,
-    );
-    let fresh = TestStore {
-        reader: Arc::new(chunks),
-        ..store
-    };
+    let (fresh, _packs) = reopened(store);
     let change = |block| {
         let step = Step::Incremental {
             truncation: files[&0].len() / BLOCK,
