@@ -5,6 +5,8 @@
 //! what changed since an earlier backup ([`incremental`]), and the result is combined with that backup while it arrives
 //! ([`compose`]). Received data goes straight into the repository's pipeline ([`receive`]). The stored files are then
 //! compared with the server's manifest ([`server_manifest`]) before the backup counts.
+//!
+//! On the server's own host, its files can be read instead ([`local`]).
 
 pub(crate) mod checkpoint;
 pub(crate) mod compose;
@@ -14,6 +16,8 @@ pub(crate) mod files;
 pub(crate) mod finish;
 pub(crate) mod hold;
 mod incremental;
+pub(crate) mod local;
+pub(crate) mod pages;
 mod proof;
 pub(crate) mod receive;
 pub(crate) mod sent_manifest;
@@ -21,6 +25,7 @@ pub(crate) mod server_manifest;
 pub(crate) mod stop;
 pub(crate) mod sums;
 pub(crate) mod wal_source;
+pub(crate) mod window;
 
 use std::time::{Duration, Instant};
 
@@ -30,7 +35,7 @@ use barmanfs_catalog::{
 use barmanfs_store::RecordId;
 
 use crate::cluster::{ConfigurationPaths, ServerSettings, primary};
-use crate::config::{Incremental, ServerConfig};
+use crate::config::{BackupMethod, Incremental, ServerConfig};
 use crate::error::Error;
 use crate::forks;
 use crate::hooks::{Hook, Hooks};
@@ -42,7 +47,7 @@ use crate::versions;
 use checkpoint::Checkpoint;
 use compose::{Composer, Parent};
 use hold::Hold;
-use incremental::NoIncrement;
+use incremental::{Control, NoIncrement};
 use receive::Receiver;
 use sent_manifest::SentNotesWriter;
 pub(crate) use stop::Stop;
@@ -62,12 +67,21 @@ pub(crate) struct BackupOptions {
     pub(crate) fast_checkpoint: Option<bool>,
     /// See `backup --incremental`; `None` leaves it to the configuration.
     pub(crate) incremental: Option<Incremental>,
+    /// See `backup --method`; `None` leaves it to the configuration.
+    pub(crate) method: Option<BackupMethod>,
     /// See `backup --max-rate`, in kB/s.
     pub(crate) max_rate_kb: Option<u32>,
     /// How long to wait for WAL to be archived.
     pub(crate) wait_timeout: Duration,
     /// Do not show progress.
     pub(crate) quiet: bool,
+}
+
+impl BackupOptions {
+    /// How a backup of this server is taken.
+    pub(crate) fn method(&self, server: &ServerConfig) -> BackupMethod {
+        self.method.unwrap_or(server.backup_method)
+    }
 }
 
 /// One backup of one server.
@@ -313,7 +327,10 @@ impl Attempt<'_> {
         connection: &mut Connection,
         hold: &mut Hold,
     ) -> Result<BackupEnd, Error> {
-        let incremental = self.options.incremental.unwrap_or(self.server.incremental);
+        if self.options.method(self.server) == BackupMethod::Files {
+            return local::copy(self, run, connection, hold);
+        }
+        let incremental = self.incremental();
         if incremental == Incremental::Never {
             hold.begin(connection, self.cluster.version, run.id())?;
             return self.copy_all(run, connection);
@@ -327,12 +344,26 @@ impl Attempt<'_> {
             Err(NoIncrement::Failed(error)) => return Err(error),
             Err(why) => why,
         };
-        if self.stop.requested() || incremental == Incremental::Always {
+        self.become_full(run, incremental, &why)?;
+        if !connection.is_ready() {
+            *connection = self.reconnect(connection)?;
+        }
+        hold.renew(connection, run.id())?;
+        self.copy_all(run, connection)
+    }
+
+    fn incremental(&self) -> Incremental {
+        self.options.incremental.unwrap_or(self.server.incremental)
+    }
+
+    /// Starts over for a full backup, if that is permitted.
+    fn become_full(&self, run: &mut BackupRun, when: Incremental, why: &NoIncrement) -> Result<(), Error> {
+        if self.stop.requested() || when == Incremental::Always {
             return Err(Error::failed(format!("It cannot be incremental: {why}"))
                 .hint("With incremental = auto, a full backup is taken in such a case"));
         }
         let (id, name) = (run.id(), &self.server.name);
-        match &why {
+        match why {
             NoIncrement::Unavailable(_) => {
                 tracing::info!("Backup {id} of server {name} is a full one: {why}");
             }
@@ -346,11 +377,7 @@ impl Attempt<'_> {
                 run.start_over()?;
             }
         }
-        if !connection.is_ready() {
-            *connection = self.reconnect(connection)?;
-        }
-        hold.renew(connection, id)?;
-        self.copy_all(run, connection)
+        Ok(())
     }
 
     /// Opens a new session on the same server. It must still be the same cluster.
@@ -401,7 +428,9 @@ impl Attempt<'_> {
         let (root_attributes, mut received) = receiver.finish()?;
         progress.note("checking against the manifest");
         let (trees, root) = run.end_tree(root_attributes)?;
-        incremental::check_control((&trees, &root), &files, system_id)?;
+        let new = Control::read(&trees, &root, "the backup")?;
+        let old = Control::read(&files.0, &files.1, "its parent")?;
+        incremental::check_control(&new, &old, system_id)?;
         if let Some(altered) = received.altered.take() {
             let output = receive::spooled(spool)?;
             let (mut manifest, size_bytes) =
@@ -452,24 +481,39 @@ impl Attempt<'_> {
         });
     }
 
+    fn label(&self, run: &BackupRun) -> String {
+        let label = self.options.label.clone();
+        label.unwrap_or_else(|| format!("barmanfs {}", run.id()))
+    }
+
+    fn is_fast(&self) -> bool {
+        let asked = self.options.fast_checkpoint;
+        asked.unwrap_or(self.server.immediate_checkpoint)
+    }
+
+    fn max_rate_kib(&self) -> Option<u32> {
+        self.options.max_rate_kb.or(self.server.bandwidth_limit_kb)
+    }
+
     fn base_backup_options(&self, run: &BackupRun) -> BaseBackupOptions {
         BaseBackupOptions {
-            label: self
-                .options
-                .label
-                .clone()
-                .unwrap_or_else(|| format!("barmanfs {}", run.id())),
-            fast_checkpoint: self
-                .options
-                .fast_checkpoint
-                .unwrap_or(self.server.immediate_checkpoint),
-            max_rate_kib: self.options.max_rate_kb.or(self.server.bandwidth_limit_kb),
+            label: self.label(run),
+            fast_checkpoint: self.is_fast(),
+            max_rate_kib: self.max_rate_kib(),
             include_wal: self.source == Source::Backup,
             // The tablespaces become directories of the tree, see `receive`.
             tablespace_map: false,
             ..BaseBackupOptions::default()
         }
     }
+}
+
+/// The directories of the WAL, without which no server starts; a server sends them empty.
+pub(crate) fn wal_directories(major: u32) -> impl Iterator<Item = &'static [u8]> {
+    const SUMMARIES: &[u8] = b"pg_wal/summaries";
+    let of_all: [&[u8]; 2] = [b"pg_wal", b"pg_wal/archive_status"];
+    let has_summaries = major >= postgres::FIRST_INCREMENTAL_MAJOR;
+    of_all.into_iter().chain(has_summaries.then_some(SUMMARIES))
 }
 
 fn report(backup: &Backup, took: Duration) {
@@ -483,7 +527,7 @@ fn report(backup: &Backup, took: Duration) {
     let failures = backup.checksum_failures.len();
     if failures > 0 {
         tracing::warn!(
-            "The server reported page checksum failures; the backup is kept, 'barmanfs show-backup {} {}' lists them",
+            "Pages have wrong checksums; the backup is kept, 'barmanfs show-backup {} {}' lists them",
             backup.server,
             backup.id
         );

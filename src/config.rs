@@ -39,7 +39,7 @@ pub(crate) use limits::{Age, Limits, unless_zero};
 pub(crate) use model::Model;
 pub(crate) use origin::{Notice, Origin, Problem};
 pub(crate) use secrets::Secrets;
-pub(crate) use server::{Archiver, CreateSlot, Incremental, PrimaryKind, ServerConfig, Value};
+pub(crate) use server::{Archiver, BackupMethod, CreateSlot, Incremental, PrimaryKind, ServerConfig, Value};
 pub(crate) use setting::{Effect, Setting, Source};
 pub(crate) use snapshots::{Snapshots, TablespacePlace};
 pub(crate) use state::{AUTOMATIC, model_file};

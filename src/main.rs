@@ -51,6 +51,7 @@ mod testing;
 mod unfinished;
 mod versions;
 mod wal_transfer;
+mod walk;
 
 use std::ffi::OsString;
 use std::io::{self, Write};

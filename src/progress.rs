@@ -1,6 +1,7 @@
 //! Progress of long work: a bar on a terminal, otherwise a log line now and then.
 
 use std::io::{self, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,14 @@ static ON_SCREEN: Mutex<Option<ProgressBar>> = Mutex::new(None);
 
 fn on_screen() -> MutexGuard<'static, Option<ProgressBar>> {
     lock(&ON_SCREEN)
+}
+
+/// Whether several pieces of work run at the same time, for which there is one bar only.
+static IN_LINES: AtomicBool = AtomicBool::new(false);
+
+/// From now on, work shows itself in lines of the log, as it does without a terminal.
+pub(crate) fn use_lines() {
+    IN_LINES.store(true, Ordering::Relaxed);
 }
 
 /// Writes to standard error, above the bar when there is one.
@@ -75,7 +84,7 @@ impl Progress {
     pub(crate) fn start(what: impl Into<String>, counted: Counted, quiet: bool) -> Self {
         let what = what.into();
         let target = ProgressDrawTarget::stderr();
-        let terminal = !quiet && !target.is_hidden();
+        let terminal = !quiet && !target.is_hidden() && !IN_LINES.load(Ordering::Relaxed);
         let bar = if terminal {
             ProgressBar::with_draw_target(None, target)
         } else {

@@ -1,6 +1,6 @@
 //! Backups from snapshots of a storage: the server sends nothing.
 //!
-//! A snapshot is taken between `pg_backup_start` and `pg_backup_stop` ([`window`]), by a command of the site
+//! A snapshot is taken between `pg_backup_start` and `pg_backup_stop` ([`backup::window`]), by a command of the site
 //! ([`crate::hooks::storage`]), or by a person who brings the label that the server returned ([`given`]). It is mounted, and its
 //! data directory is read into the repository ([`ingest`], from [`places`] and [`tablespaces`]): that is a backup as any other. Or it stays in the
 //! storage ([`kept`]), and only its label and its disks are recorded.
@@ -9,12 +9,10 @@ mod abandoned;
 mod given;
 mod ingest;
 mod kept;
-mod pages;
 mod places;
 mod running;
 mod tablespaces;
 mod taken;
-mod window;
 
 use std::path::PathBuf;
 
@@ -22,7 +20,7 @@ use barmanfs_catalog::{Backup, Repository, ServerName};
 use barmanfs_pg::Lsn;
 
 use crate::backup::{self, BackupOptions, Stop};
-use crate::config::{ServerConfig, TablespacePlace};
+use crate::config::{BackupMethod, ServerConfig, TablespacePlace};
 use crate::error::Error;
 use crate::forks;
 
@@ -46,8 +44,8 @@ pub(crate) struct StoppedBy {
 }
 
 /// Whether backups of this server come from snapshots, or this one does.
-pub(crate) fn is_asked(asked: &Asked, server: &ServerConfig) -> bool {
-    asked.from.is_some() || server.snapshots.is_method
+pub(crate) fn is_asked(asked: &Asked, server: &ServerConfig, options: &BackupOptions) -> bool {
+    asked.from.is_some() || options.method(server) == BackupMethod::Snapshot
 }
 
 /// Takes a backup by the server's method.
@@ -61,7 +59,7 @@ pub(crate) fn take_as_asked(
     options: &BackupOptions,
     stop: &Stop,
 ) -> Result<Backup, Error> {
-    match is_asked(asked, server) {
+    match is_asked(asked, server, options) {
         true => take(repository, server, asked, options, stop),
         false => backup::take(repository, server, options, stop),
     }

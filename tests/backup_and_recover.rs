@@ -23,7 +23,7 @@ topic! {
     with_postgres unlogged_tables_and_large_segments_are_restored,
 }
 
-fn a_backup_under_load_starts_from_a_plain_copy(install: &'static Install) {
+pub(crate) fn a_backup_under_load_starts_from_a_plain_copy(install: &'static Install) {
     let (site, primary) = Site::with_server(install);
     fill(&primary, 3);
     let load = Load::start(&primary);
@@ -161,7 +161,7 @@ fn no_quiet_backup_makes_a_repository(install: &'static Install) {
     assert!(!again.contains("new and empty one"), "{again}");
 }
 
-fn a_server_that_archives_nothing_can_be_backed_up(install: &'static Install) {
+pub(crate) fn a_server_that_archives_nothing_can_be_backed_up(install: &'static Install) {
     let site = Site::new();
     let mut primary = PgServer::init(install, &site.path("main"), &[]);
     site.write_config(&[("main", &primary)]);
@@ -179,15 +179,16 @@ fn a_server_that_archives_nothing_can_be_backed_up(install: &'static Install) {
     assert_sums_agree(&copy);
 }
 
-fn an_interrupted_backup_is_failed_and_the_next_one_succeeds(install: &'static Install) {
+/// How many backups the server sends, or has a session for while its files are read.
+pub(crate) const COPIES: &str = "SELECT (SELECT count(*) FROM pg_stat_progress_basebackup WHERE backup_streamed > 4000000)
+    + (SELECT count(*) FROM pg_stat_activity WHERE state = 'idle' AND query LIKE 'SELECT pg_catalog.pg_is_in_recovery()%')";
+
+pub(crate) fn an_interrupted_backup_is_failed_and_the_next_one_succeeds(install: &'static Install) {
     let (site, mut primary) = Site::with_server(install);
     fill(&primary, 5);
     // Slow enough that the server stops in the middle of it.
     let mut backup = site.spawn(&["backup", "main", "--fast-checkpoint", "--max-rate", "8192"]);
-    until("the backup runs", || {
-        primary.query("SELECT count(*) FROM pg_stat_progress_basebackup WHERE backup_streamed > 4000000")
-            == "1"
-    });
+    until("the backup runs", || primary.query(COPIES) == "1");
     primary.stop("immediate");
     let code = wait(&mut backup, COMMAND_LIMIT).unwrap().code();
     assert_eq!(code, Some(1), "The backup of a server that went away fails");
@@ -396,7 +397,7 @@ fn start_with_config_in(server: &PgServer, etc: &Path) {
     .ok();
 }
 
-fn unlogged_tables_and_large_segments_are_restored(install: &'static Install) {
+pub(crate) fn unlogged_tables_and_large_segments_are_restored(install: &'static Install) {
     let (site, primary) = Site::with_initdb_options(install, &["--wal-segsize=64"]);
     primary.query("CREATE UNLOGGED TABLE scratch AS SELECT generate_series(1, 1000) n");
     primary.query("CREATE TABLE kept AS SELECT generate_series(1, 1000) n; CREATE INDEX ON kept (n)");

@@ -36,7 +36,7 @@ fn is_excluded(path: &str) -> bool {
         || path.contains("pgsql_tmp")
 }
 
-fn raw_agrees_with_the_data_directory(install: &'static Install) {
+pub(crate) fn raw_agrees_with_the_data_directory(install: &'static Install) {
     let (site, mut primary) = Site::with_server(install);
     // The server itself writes nothing between the backup and the comparison.
     primary.query("ALTER SYSTEM SET bgwriter_lru_maxpages = 0");

@@ -13,6 +13,7 @@ mod backup_and_recover;
 mod bad_backups;
 mod barman;
 mod boot;
+mod by_files;
 mod byte_for_byte;
 mod catchup;
 mod checks;
@@ -110,6 +111,7 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("walg", walg::TESTS),
     ("remote_restore", remote_restore::TESTS),
     ("receive_wal", receive_wal::TESTS),
+    ("by_files", by_files::TESTS),
     ("byte_for_byte", byte_for_byte::TESTS),
     ("second_backup", second_backup::TESTS),
     ("incremental", incremental::TESTS),

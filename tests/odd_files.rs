@@ -20,7 +20,7 @@ const FILES: &[(&str, &str, bool)] = &[
     ("huge_owner", "2026-01-01 00:00:00 UTC", true),
 ];
 
-fn odd_times_and_owners_are_restored(install: &'static Install) {
+pub(crate) fn odd_times_and_owners_are_restored(install: &'static Install) {
     let (site, server) = Site::with_server(install);
     for (name, time, other_owner) in FILES {
         let path = server.data.join(name);
@@ -78,7 +78,7 @@ fn odd_times_and_owners_are_restored(install: &'static Install) {
 
 /// The files that a server leaves in its data directory that has its socket there: by the lock file, a process of the number
 /// in it keeps a copy from starting.
-fn a_copy_has_no_file_of_the_running_server(install: &'static Install) {
+pub(crate) fn a_copy_has_no_file_of_the_running_server(install: &'static Install) {
     let (site, server) = Site::with_server(install);
     let names = [
         ".s.PGSQL.5432.lock",

@@ -149,7 +149,7 @@ fn assert_at_r1_with(site: &Site, copy: &PgServer, data: &Path, databases: &[&st
     copy.query("CHECKPOINT");
 }
 
-fn copies_recover_past_a_tablespace_on_the_same_host(install: &'static Install) {
+pub(crate) fn copies_recover_past_a_tablespace_on_the_same_host(install: &'static Install) {
     let mut original = Original::make(install);
     let site = &original.site;
     let mount = Mount::new(site);

@@ -57,6 +57,16 @@ impl fmt::Display for NoIncrement {
     }
 }
 
+impl NoIncrement {
+    /// What it is to a backup that does not build on another.
+    pub(super) fn into_error(self) -> Error {
+        match self {
+            Self::Failed(error) => error,
+            why => Error::failed(why.to_string()),
+        }
+    }
+}
+
 impl From<Error> for NoIncrement {
     fn from(error: Error) -> Self {
         Self::Failed(error)
@@ -163,7 +173,7 @@ fn can_send_changes(cluster: &ServerSettings, connection: &mut Connection) -> Re
     let unavailable = |reason: String| Err(NoIncrement::Unavailable(reason));
     if cluster.version.major() < FIRST_INCREMENTAL_MAJOR {
         return unavailable(format!(
-            "PostgreSQL {} sends everything, {FIRST_INCREMENTAL_MAJOR} and later can send what has changed",
+            "PostgreSQL {} does not tell what has changed, {FIRST_INCREMENTAL_MAJOR} and later can",
             cluster.version
         ));
     }
@@ -180,7 +190,7 @@ fn can_send_changes(cluster: &ServerSettings, connection: &mut Connection) -> Re
 }
 
 /// The server's history. The server is asked only if a backup of another timeline might be part of it.
-fn history(
+pub(super) fn history(
     timeline: TimelineId,
     candidates: &[Backup],
     connection: &mut Connection,
@@ -240,13 +250,7 @@ fn forgets_visibility_maps(version: ServerVersion) -> Option<ServerVersion> {
 }
 
 /// The same checks of the control files as in `pg_combinebackup`.
-pub(super) fn check_control(
-    files: (&TreeReader, &DirectoryRef),
-    parent: &(TreeReader, DirectoryRef),
-    system_id: SystemId,
-) -> Result<(), NoIncrement> {
-    let new = Control::read(files.0, files.1, "the backup")?;
-    let old = Control::read(&parent.0, &parent.1, "its parent")?;
+pub(super) fn check_control(new: &Control, old: &Control, system_id: SystemId) -> Result<(), NoIncrement> {
     let impossible = |reason| Err(NoIncrement::Impossible(reason));
     if new.system_id != system_id || old.system_id != system_id {
         return impossible(format!(
@@ -260,7 +264,7 @@ pub(super) fn check_control(
             new.version, old.version
         ));
     }
-    let (Some(new), Some(old)) = (new.known, old.known) else {
+    let (Some(new), Some(old)) = (&new.known, &old.known) else {
         return Ok(());
     };
     let changed = |reason| Err(NoIncrement::Changed(reason));
@@ -278,7 +282,7 @@ pub(super) fn check_control(
 }
 
 /// The parts of two control files that must agree.
-struct Control {
+pub(super) struct Control {
     system_id: SystemId,
     version: u32,
     /// `None` if the layout is unknown.
@@ -286,13 +290,17 @@ struct Control {
 }
 
 impl Control {
-    fn read(trees: &TreeReader, root: &DirectoryRef, whose: &str) -> Result<Self, NoIncrement> {
-        let impossible = |what: String| NoIncrement::Impossible(format!("{CONTROL} of {whose}: {what}"));
+    pub(super) fn read(trees: &TreeReader, root: &DirectoryRef, whose: &str) -> Result<Self, NoIncrement> {
         let map = trees.find(root, CONTROL.as_bytes())?.and_then(file_map);
-        let map = map.ok_or_else(|| impossible("it is missing".to_owned()))?;
+        let map =
+            map.ok_or_else(|| NoIncrement::Impossible(format!("{CONTROL} of {whose}: it is missing")))?;
         let mut bytes = vec![0; BLOCK_BYTES];
         let length = trees.read_at(&map, 0, &mut bytes)?;
-        match ControlFile::parse(bytes.get(..length).unwrap_or_default()) {
+        Self::parse(bytes.get(..length).unwrap_or_default(), whose)
+    }
+
+    pub(super) fn parse(bytes: &[u8], whose: &str) -> Result<Self, NoIncrement> {
+        match ControlFile::parse(bytes) {
             Ok(control) => Ok(Self {
                 system_id: control.system_id,
                 version: control.control_version,
@@ -303,7 +311,7 @@ impl Control {
                 version,
                 known: None,
             }),
-            Err(error) => Err(impossible(error.to_string())),
+            Err(error) => Err(NoIncrement::Impossible(format!("{CONTROL} of {whose}: {error}"))),
         }
     }
 }

@@ -18,21 +18,44 @@ const SIGNAL_NOTICED_WITHIN: Duration = Duration::from_millis(100);
 /// Ends the running backup's wait for its server when a signal comes.
 #[derive(Debug)]
 pub(crate) struct Stop {
-    connection: Arc<Mutex<Option<Interrupter>>>,
-    signals: Interruption,
+    connection: Slot,
+    /// Those of all backups that run at the same time.
+    all: Arc<Mutex<Vec<Slot>>>,
+    signals: Arc<Interruption>,
 }
+
+/// The connection of one backup.
+type Slot = Arc<Mutex<Option<Interrupter>>>;
 
 impl Stop {
     /// Starts watching for signals.
     pub(crate) fn watch() -> Result<Self, Error> {
-        let connection: Arc<Mutex<Option<Interrupter>>> = Arc::default();
-        let current = Arc::clone(&connection);
+        let connection = Slot::default();
+        let all = Arc::new(Mutex::new(vec![Arc::clone(&connection)]));
+        let current = Arc::clone(&all);
         let signals = Interruption::watch(move || {
-            if let Some(interrupter) = lock(&current).as_ref() {
-                interrupter.interrupt();
+            for slot in lock(&current).iter() {
+                if let Some(interrupter) = lock(slot).as_ref() {
+                    interrupter.interrupt();
+                }
             }
         })?;
-        Ok(Self { connection, signals })
+        Ok(Self {
+            connection,
+            all,
+            signals: Arc::new(signals),
+        })
+    }
+
+    /// For another backup at the same time: the same signals end it.
+    pub(crate) fn another(&self) -> Self {
+        let connection = Slot::default();
+        lock(&self.all).push(Arc::clone(&connection));
+        Self {
+            connection,
+            all: Arc::clone(&self.all),
+            signals: Arc::clone(&self.signals),
+        }
     }
 
     /// Whether to stop.

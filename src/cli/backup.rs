@@ -1,5 +1,6 @@
 //! The command line of `barmanfs backup`.
 
+use std::num::NonZero;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -9,7 +10,7 @@ use clap::{Args, ValueEnum};
 
 use super::JsonOption;
 use super::retention::KeptPart;
-use crate::config::{Incremental, TablespacePlace};
+use crate::config::{BackupMethod, Incremental, TablespacePlace};
 use crate::postgres::MAX_RATE_KIB;
 use crate::size;
 
@@ -26,10 +27,11 @@ Examples:
   barmanfs backup main --fast-checkpoint --name before_upgrade
   barmanfs backup main --incremental never
   barmanfs backup main --annotate release=4.2 --annotate ticket=871 --keep standalone
+  barmanfs backup main --method files
   barmanfs backup main --from /mnt/snapshot/data
   barmanfs backup main --from /mnt/snapshot/data --backup-label label --stop-lsn 0/5000138 \
                        --tablespace-map map --tablespace 16384:/mnt/fast
-  barmanfs backup all --max-rate 50M";
+  barmanfs backup all --jobs 4 --max-rate 50M";
 
 /// `backup`
 #[derive(Debug, Args)]
@@ -58,6 +60,9 @@ pub(crate) struct BackupArgs {
     /// Most that is read from the server per second, in kB or with k, M or G
     #[arg(long, alias = "bwlimit", value_name = "RATE", value_parser = max_rate)]
     pub(crate) max_rate: Option<u32>,
+    /// Have the server send its files, or read them on its own host [default: as configured, or postgres]
+    #[arg(long, value_name = "postgres|files", value_parser = method, conflicts_with = "from")]
+    pub(crate) method: Option<BackupMethod>,
     /// Let the server send only what has changed since an earlier backup [default: as configured, or auto]
     #[arg(long, value_name = "auto|always|never", value_parser = incremental)]
     pub(crate) incremental: Option<Incremental>,
@@ -76,6 +81,9 @@ pub(crate) struct BackupArgs {
     /// Where the snapshot of a tablespace is mounted; WHICH is its OID, its name or its place on the server; repeatable
     #[arg(long, value_name = "WHICH:DIR", requires = "from")]
     pub(crate) tablespace: Vec<TablespacePlace>,
+    /// Servers to back up at the same time; they share --max-rate
+    #[arg(short, long, value_name = "N", default_value = "1")]
+    pub(crate) jobs: NonZero<usize>,
     /// How long to wait for the backup's WAL to arrive in the archive, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     pub(crate) wait_timeout: u64,
@@ -101,8 +109,6 @@ pub(crate) struct OfBarman {
     /// Barman waits only if this is given
     #[arg(short, long, hide = true, conflicts_with = "no_wait")]
     wait: bool,
-    #[arg(short, long, hide = true)]
-    jobs: Option<u32>,
     #[arg(long, hide = true)]
     jobs_start_batch_period: Option<u32>,
     #[arg(long, hide = true)]
@@ -132,7 +138,6 @@ impl OfBarman {
     /// The options that were given and change nothing.
     pub(crate) fn without_effect(&self) -> Vec<&'static str> {
         let given = [
-            (self.jobs.is_some(), "--jobs"),
             (
                 self.jobs_start_batch_period.is_some(),
                 "--jobs-start-batch-period",
@@ -166,6 +171,14 @@ fn incremental(text: &str) -> Result<Incremental, String> {
         _ => Err(
             "allowed are auto, always, never and, as with Barman, an id, latest or latest-full".to_owned(),
         ),
+    }
+}
+
+fn method(text: &str) -> Result<BackupMethod, String> {
+    match text {
+        "postgres" => Ok(BackupMethod::Postgres),
+        "files" => Ok(BackupMethod::Files),
+        _ => Err("allowed are postgres and files".to_owned()),
     }
 }
 

@@ -75,7 +75,7 @@ pub(crate) fn inclusion(path: &[u8]) -> Inclusion {
 
 /// `t<backend>_<filenode>`, then perhaps a fork and a segment (`looks_like_temp_rel_name` in
 /// `src/backend/storage/file/fd.c`).
-fn is_temporary_relation(name: &[u8]) -> bool {
+pub(crate) fn is_temporary_relation(name: &[u8]) -> bool {
     let Some((backend, relation)) = name
         .strip_prefix(b"t")
         .and_then(|rest| std::str::from_utf8(rest).ok())

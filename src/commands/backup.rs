@@ -1,8 +1,13 @@
 //! `barmanfs backup`.
 
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use barmanfs_catalog::{Annotations, Backup, BackupStatus, Error as CatalogError, Repository};
+use barmanfs_store::sync::lock;
 
 use super::list_backups::{status_style, took};
 use super::show_backup::came_in_as;
@@ -14,12 +19,12 @@ use crate::cli::retention::KeptPart;
 use crate::config::ServerConfig;
 use crate::error::{Error, Outcome};
 use crate::output;
+use crate::postgres::MAX_RATE_KIB;
 use crate::progress;
 use crate::report;
 use crate::snapshot::{self, Asked, StoppedBy};
 
-/// Runs the command for one server after the other. A failure for one does not prevent the backups of the
-/// next ones.
+/// Runs the command for several servers. A failure for one does not prevent the backups of the others.
 pub(crate) fn run(app: &mut App, args: &BackupArgs) -> Result<Outcome, Error> {
     let servers = app.configured_servers(&args.servers)?;
     if let Some(server) = servers.iter().find(|server| !server.active) {
@@ -38,7 +43,12 @@ pub(crate) fn run(app: &mut App, args: &BackupArgs) -> Result<Outcome, Error> {
     let stop = Stop::watch()?;
     let options = options(app, args);
     let asked = asked(args, &servers)?;
-    let (backups, mut errors) = take_all(&repository, &servers, (&options, &asked), &stop);
+    let (backups, mut errors) = take_all(
+        &repository,
+        &servers,
+        (&options, &asked),
+        (&stop, args.jobs.get()),
+    );
     if let Some(part) = args.keep {
         errors.extend(keep(&repository, &backups, part).err());
     }
@@ -96,6 +106,7 @@ fn options(app: &App, args: &BackupArgs) -> BackupOptions {
             (fast, _) => Some(fast),
         },
         incremental: args.incremental.or_else(|| args.of_barman.incremental()),
+        method: args.method,
         max_rate_kb: args.max_rate,
         wait_timeout: Duration::from_secs(if args.no_wait { 0 } else { args.wait_timeout }),
         quiet: app.options.quiet,
@@ -152,19 +163,47 @@ fn take_all(
     repository: &Repository,
     servers: &[ServerConfig],
     (options, asked): (&BackupOptions, &Asked),
-    stop: &Stop,
+    (stop, jobs): (&Stop, usize),
 ) -> (Vec<Backup>, Vec<Error>) {
+    let jobs = jobs.min(servers.len());
+    if jobs > 1 {
+        progress::use_lines();
+    }
+    let options = &BackupOptions {
+        max_rate_kb: options.max_rate_kb.map(|rate| shared(rate, jobs)),
+        ..options.clone()
+    };
+    let next = AtomicUsize::new(0);
+    let taken = Mutex::new(BTreeMap::new());
+    let work = |stop: &Stop| {
+        while !stop.requested() {
+            let n = next.fetch_add(1, Ordering::Relaxed);
+            let Some(server) = servers.get(n) else { break };
+            let outcome = snapshot::take_as_asked(repository, server, asked, options, stop);
+            lock(&taken).insert(n, outcome);
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 1..jobs {
+            let (stop, work) = (stop.another(), &work);
+            scope.spawn(move || work(&stop));
+        }
+        work(stop);
+    });
     let (mut backups, mut errors) = (Vec::new(), Vec::new());
-    for server in servers {
-        match snapshot::take_as_asked(repository, server, asked, options, stop) {
+    for (_, outcome) in taken.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        match outcome {
             Ok(backup) => backups.push(backup),
             Err(error) => errors.push(error),
         }
-        if stop.requested() {
-            break;
-        }
     }
     (backups, errors)
+}
+
+/// The part of a rate that each of several has. PostgreSQL does not go below the lowest one.
+fn shared(rate_kb: u32, jobs: usize) -> u32 {
+    let jobs = u32::try_from(jobs).unwrap_or(u32::MAX).max(1);
+    (rate_kb / jobs).max(*MAX_RATE_KIB.start())
 }
 
 /// Returns a single error unchanged, except that it is never wrong usage where others were backed up. Of several errors,
@@ -213,4 +252,15 @@ fn summary(app: &App, backup: &Backup) -> String {
         came_in_as(backup),
         output::bytes(backup.new_stored_bytes)
     )
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn several_backups_share_a_rate_down_to_the_lowest_one() {
+        assert_eq!(
+            [1, 3, 100].map(|jobs| super::shared(3000, jobs)),
+            [3000, 1000, 32]
+        );
+    }
 }

@@ -56,6 +56,29 @@ pub(crate) enum Incremental {
     Never,
 }
 
+/// How backups of a server are taken.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum BackupMethod {
+    /// The server sends its files over the replication protocol.
+    #[default]
+    Postgres,
+    /// The files of the server are read, on its own host.
+    Files,
+    /// They are snapshots of its storage.
+    Snapshot,
+}
+
+impl BackupMethod {
+    /// As the configuration has it.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Postgres => "postgres",
+            Self::Files => "files",
+            Self::Snapshot => "snapshot",
+        }
+    }
+}
+
 /// What `receive-wal` does when its replication slot is missing.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) enum CreateSlot {
@@ -145,13 +168,15 @@ pub(crate) struct ServerConfig {
     pub(crate) max_incoming_wals_queue: Option<usize>,
     /// What runs before and after an operation.
     pub(crate) hooks: HookScripts,
+    /// How its backups are taken.
+    pub(crate) backup_method: BackupMethod,
     /// The commands of its storage.
     pub(crate) snapshots: Snapshots,
     /// How long all checks may take; `None` for no limit.
     pub(crate) check_timeout: Option<Duration>,
     /// Whether a restore may update an older copy.
     pub(crate) delta_restore: bool,
-    /// Number of threads of a restore; one for each core when `None`.
+    /// Number of threads of a restore, and of those that read the files of a backup; one for each core when `None`.
     pub(crate) parallel_jobs: Option<usize>,
     /// The name of this host for copies on other hosts, which fetch WAL from here.
     pub(crate) recovery_host: Option<String>,
@@ -205,6 +230,7 @@ impl ServerConfig {
             incoming_wals_directory: None,
             max_incoming_wals_queue: None,
             hooks: HookScripts::default(),
+            backup_method: BackupMethod::default(),
             snapshots: Snapshots::default(),
             check_timeout: Some(CHECK_TIMEOUT),
             delta_restore: false,

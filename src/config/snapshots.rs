@@ -35,8 +35,6 @@ impl FromStr for TablespacePlace {
 /// The snapshots of one server.
 #[derive(Debug, Clone)]
 pub(crate) struct Snapshots {
-    /// `backup_method = snapshot`: a backup is a snapshot that stays in the storage, unless there is a directory.
-    pub(crate) is_method: bool,
     /// Takes a snapshot.
     pub(crate) take: Option<String>,
     /// Deletes one.
@@ -60,7 +58,6 @@ pub(crate) struct Snapshots {
 impl Default for Snapshots {
     fn default() -> Self {
         Self {
-            is_method: false,
             take: None,
             delete: None,
             list: None,

@@ -8,8 +8,9 @@ use barmanfs_catalog::{BackupId, BackupSelector, ConfigurationFiles, Repository}
 use super::finding::{Finding, Findings};
 use super::wal_arrival::{self, Asked};
 use super::{Stored, Subject, streaming};
+use crate::backup;
 use crate::cluster::{self, ConfigurationPaths, Purpose, ServerSettings, configuration_files, primary};
-use crate::config::ServerConfig;
+use crate::config::{BackupMethod, ServerConfig};
 use crate::error::Error;
 use crate::lineage::{self, Lineage};
 use crate::output;
@@ -84,6 +85,10 @@ pub(super) fn check(
         findings.result("primary", primary, target);
     }
     configuration_files(repository.filter(|_| is_stored_one), server, streaming, findings);
+    if server.backup_method == BackupMethod::Files {
+        let readable = backup::local::readable(&cluster, streaming, sql.as_mut());
+        findings.result("files of the server", readable, |place| Some(place.clone()));
+    }
     // PostgreSQL drops a temporary slot when a command fails, so commands that may fail come before the slot
     // is created.
     if let Some(repository) = repository {

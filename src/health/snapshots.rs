@@ -6,6 +6,7 @@ use barmanfs_catalog::{Backup, IntendedSnapshot, Repository, SnapshotDisk};
 
 use super::Subject;
 use super::finding::{Finding, Findings};
+use crate::config::BackupMethod;
 use crate::hooks::NEVER_STOPPED;
 use crate::hooks::storage::{Act, Storage};
 use crate::output;
@@ -27,7 +28,7 @@ pub(super) fn check(
     let server = subject.server;
     let is_there = |backup: &&Backup| backup.is_snapshot() && backup.has_ended_well();
     let of: Vec<&Backup> = backups.iter().filter(is_there).collect();
-    if server.snapshots.is_method && server.snapshots.take.is_none() {
+    if server.backup_method == BackupMethod::Snapshot && server.snapshots.take.is_none() {
         return findings.failed(NAME, "backup_method = snapshot, and there is no snapshot_command");
     }
     match repository.abandoned_snapshots(&server.name) {

@@ -9,8 +9,8 @@ use barmanfs_catalog::{Backup, BackupId, BackupSelector, BackupStatus, NewBackup
 
 use super::ingest::Ingest;
 use super::places::Snapshot;
-use super::window::Stopped;
 use super::{Asked, StoppedBy, refuse_forks};
+use crate::backup::window::Stopped;
 use crate::backup::{self, BARMANS_NEW, BackupOptions, Stop, configuration, wal_source};
 use crate::config::ServerConfig;
 use crate::error::Error;

@@ -15,12 +15,13 @@ use barmanfs_pg::relation_name::{self, Fork};
 use barmanfs_pg::{Lsn, tablespace_map};
 use barmanfs_store::{Attributes, open_regular};
 
-use super::pages::{Findings, Pages, Rules};
 use super::places::{Snapshot, hole, linked};
 use super::tablespaces::Wanted;
-use super::window::Stopped;
 use crate::backup::files::{BackupFiles, LABEL, MANIFEST};
+use crate::backup::pages::{Findings, Pages, Rules, is_unlogged};
 use crate::backup::receive::manifest_attributes;
+use crate::backup::wal_directories;
+use crate::backup::window::Stopped;
 use crate::clone::backup_contents::{Inclusion, inclusion};
 use crate::config::TablespacePlace;
 use crate::error::Error;
@@ -37,14 +38,8 @@ const TABLESPACES: &[u8] = b"pg_tblspc/";
 /// The directory of the WAL.
 const WAL: &[u8] = b"pg_wal";
 
-/// The first version with summaries of WAL.
-const FIRST_WITH_SUMMARIES: u32 = 17;
-
 /// Permissions of the label, as a server writes it.
 const LABEL_MODE: u32 = 0o600;
-
-/// The most wrong places that are named in the record.
-const NAMED_MAX: usize = 20;
 
 /// A snapshot that is to be read.
 pub(super) struct Ingest<'a> {
@@ -124,7 +119,7 @@ impl Ingest<'_> {
             data_checksums: Some(self.snapshot.control.data_checksum_version != 0),
             tablespaces: wanted.into_iter().map(tablespace).collect(),
             sent_bytes: read_bytes,
-            checksum_failures: failures(&findings),
+            checksum_failures: findings.failures(),
             from_standby: label.from.as_deref() == Some("standby"),
         })
     }
@@ -204,16 +199,6 @@ fn tablespace(wanted: Wanted) -> Tablespace {
         name: wanted.name,
         location: String::from_utf8_lossy(&wanted.location).into_owned(),
     }
-}
-
-/// As the record has them.
-fn failures(findings: &Findings) -> Vec<String> {
-    let mut failures: Vec<String> = findings.wrong.iter().take(NAMED_MAX).cloned().collect();
-    let more = findings.wrong_count.saturating_sub(failures.len() as u64);
-    if more > 0 {
-        failures.push(format!("and {more} more pages"));
-    }
-    failures
 }
 
 /// Decides about each entry.
@@ -309,10 +294,8 @@ impl Walk<'_> {
             .map(|found| attributes(&found))
             .map_err(|error| cannot_read(place, &error))?;
         let like = Attributes { mode: 0o700, ..like };
-        intake.directory(WAL, like)?;
-        intake.directory(b"pg_wal/archive_status", like)?;
-        if self.major >= FIRST_WITH_SUMMARIES {
-            intake.directory(b"pg_wal/summaries", like)?;
+        for path in wal_directories(self.major) {
+            intake.directory(path, like)?;
         }
         Ok(Choice::Stored)
     }
@@ -354,13 +337,6 @@ fn tablespace_entry(path: &[u8]) -> Option<&[u8]> {
 fn is_database(path: &[u8]) -> bool {
     let name = path.strip_prefix(b"base/").unwrap_or_default();
     !name.is_empty() && name.iter().all(u8::is_ascii_digit)
-}
-
-/// A server resets an unlogged relation when it recovers, so only its init fork is of use.
-fn is_unlogged(place: &Path, filenode: u32) -> bool {
-    place
-        .parent()
-        .is_some_and(|parent| parent.join(format!("{filenode}_init")).exists())
 }
 
 fn refuse_empty(place: &Path) -> Result<(), Error> {

@@ -5,7 +5,7 @@ use barmanfs_pg::tablespace_map;
 
 use std::path::Path;
 
-use super::window::Stopped;
+use crate::backup::window::Stopped;
 use crate::cluster::{ServerSettings, tablespace_names};
 use crate::config::ServerConfig;
 use crate::error::Error;

@@ -10,10 +10,10 @@ use barmanfs_catalog::{
 
 use super::ingest::Ingest;
 use super::places::Snapshot;
-use super::window::{Stopped, Window};
 use super::{Asked, abandoned, kept, refuse_forks};
 use crate::backup::checkpoint::Checkpoint;
 use crate::backup::hold::Hold;
+use crate::backup::window::{Stopped, Window};
 use crate::backup::{self, BARMANS_NEW, BackupOptions, Stop, configuration, stop, wal_source};
 use crate::cluster::{ConfigurationPaths, ServerSettings, primary, tablespace_names};
 use crate::config::ServerConfig;

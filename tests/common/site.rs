@@ -6,6 +6,7 @@ use super::process::{Run, run};
 use super::template;
 use super::user::{command, give, own_command};
 use serde_json::Value;
+use std::cell::Cell;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,18 @@ use tempfile::TempDir;
 #[derive(Debug)]
 pub(crate) struct Site {
     directory: TempDir,
+}
+
+thread_local! {
+    /// Whether backups of this test read the files of the server. For all tests: `BARMANFS_TEST_METHOD=files`.
+    static BY_FILES: Cell<bool> = Cell::new(std::env::var("BARMANFS_TEST_METHOD").is_ok_and(|method| method == "files"));
+}
+
+/// Runs a test with `backup_method = files`.
+pub(crate) fn by_files(test: impl FnOnce()) {
+    let before = BY_FILES.replace(true);
+    test();
+    BY_FILES.set(before);
 }
 
 impl Site {
@@ -120,6 +133,9 @@ impl Site {
             text += &format!(
                 "\n[{name}]\ndescription = Test\nconninfo = {conninfo}\nstreaming_conninfo = {conninfo}\n"
             );
+            if BY_FILES.get() {
+                text += "backup_method = files\n";
+            }
         }
         self.write_file("barmanfs.conf", text.as_bytes());
     }

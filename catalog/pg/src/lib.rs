@@ -39,6 +39,7 @@ pub mod wal_link;
 pub mod wal_name;
 pub mod wal_record;
 pub mod wal_scan;
+pub mod wal_summary;
 
 pub use error::{FormatError, ParseError};
 pub use ids::{SegmentSize, ServerVersion, SystemId, TimelineId};

@@ -159,6 +159,7 @@ fn back_up(repository: &Repository, server: &ServerConfig) -> Result<String, Err
         annotations: Annotations::new(),
         fast_checkpoint: None,
         incremental: None,
+        method: None,
         max_rate_kb: None,
         wait_timeout: WAIT_FOR_WAL,
         quiet: true,

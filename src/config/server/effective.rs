@@ -123,14 +123,7 @@ impl ServerConfig {
             ),
             ("slot_name", shown_text(self.slot_name.as_ref())),
             ("create_slot", text(create_slot)),
-            (
-                "backup_method",
-                text(if self.snapshots.is_method {
-                    "snapshot"
-                } else {
-                    "postgres"
-                }),
-            ),
+            ("backup_method", text(self.backup_method.as_str())),
             ("backup_options", text(backup_options)),
             ("incremental", text(incremental)),
             ("immediate_checkpoint", switch(self.immediate_checkpoint)),

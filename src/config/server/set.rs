@@ -2,7 +2,7 @@
 
 use barmanfs_catalog::retention::InvalidPolicy;
 
-use super::{Archiver, CreateSlot, Incremental, PrimaryKind, ServerConfig};
+use super::{Archiver, BackupMethod, CreateSlot, Incremental, PrimaryKind, ServerConfig};
 use crate::config::Snapshots;
 use crate::config::keys::HOOKS;
 use crate::config::limits::{age, redundancy, si_size, unless_zero};
@@ -118,7 +118,7 @@ impl ServerConfig {
 
     fn set_backups(&mut self, key: &str, value: &str) -> Option<Outcome> {
         Some(match key {
-            "backup_method" => store_mapped(&mut self.snapshots.is_method, backup_method(value)),
+            "backup_method" => store_mapped(&mut self.backup_method, backup_method(value)),
             "backup_options" => self.set_backup_options(value),
             "incremental" => store(&mut self.incremental, incremental(value)),
             "reuse_backup" => self.set_reuse_backup(value),
@@ -315,22 +315,23 @@ fn incremental(value: &str) -> Result<Incremental, String> {
         .map_err(|_| format!("is '{value}': allowed are auto, always and never"))
 }
 
-/// Whether backups are snapshots. All others come over the replication protocol, whatever a site used before.
-fn backup_method(value: &str) -> Result<(bool, Option<String>), String> {
+/// How backups are taken. What Barman does with rsync comes over the replication protocol.
+fn backup_method(value: &str) -> Result<(BackupMethod, Option<String>), String> {
     match value.to_lowercase().as_str() {
-        "postgres" => Ok((false, None)),
-        "snapshot" => Ok((true, None)),
+        "postgres" => Ok((BackupMethod::Postgres, None)),
+        "files" => Ok((BackupMethod::Files, None)),
+        "snapshot" => Ok((BackupMethod::Snapshot, None)),
         "rsync" | "local-rsync" => Ok((
-            false,
+            BackupMethod::Postgres,
             Some(
                 "is 'postgres' here: the server needs a replication connection, see 'barmanfs check'"
                     .to_owned(),
             ),
         )),
         "local-to-cloud" => Err(format!(
-            "is '{value}', which is not supported: allowed are postgres and snapshot"
+            "is '{value}', which is not supported: allowed are postgres, files and snapshot"
         )),
-        _ => Err(format!("is '{value}': allowed are postgres and snapshot")),
+        _ => Err(format!("is '{value}': allowed are postgres, files and snapshot")),
     }
 }
 

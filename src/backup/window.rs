@@ -1,5 +1,5 @@
-//! The time between `pg_backup_start` and `pg_backup_stop`, in which a snapshot is taken. The server ends it by itself when
-//! the session ends.
+//! The time between `pg_backup_start` and `pg_backup_stop`, in which a snapshot is taken or the server's files are read. The
+//! server ends it by itself when the session ends.
 
 use std::time::Duration;
 
@@ -27,28 +27,30 @@ const NOT_PERMITTED: &str = "42501";
 
 /// A server in backup mode.
 #[derive(Debug)]
-pub(super) struct Window {
+pub(crate) struct Window {
     connection: Connection,
     major: u32,
+    /// Where the backup begins.
+    start: Lsn,
     /// The places of tablespaces on the server, one a line.
     tablespaces: String,
 }
 
 /// What the server returned at the end.
 #[derive(Debug, Clone)]
-pub(super) struct Stopped {
-    pub(super) stop_lsn: Lsn,
+pub(crate) struct Stopped {
+    pub(crate) stop_lsn: Lsn,
     /// The `backup_label`, as it is to be placed.
-    pub(super) label_text: String,
-    pub(super) label: BackupLabel,
+    pub(crate) label_text: String,
+    pub(crate) label: BackupLabel,
     /// The `tablespace_map`; empty if there are no tablespaces.
-    pub(super) map: String,
+    pub(crate) map: String,
 }
 
 impl Stopped {
     /// # Errors
     /// When the label is none.
-    pub(super) fn new(stop_lsn: Lsn, label_text: String, map: String) -> Result<Self, Error> {
+    pub(crate) fn new(stop_lsn: Lsn, label_text: String, map: String) -> Result<Self, Error> {
         let label = BackupLabel::parse(label_text.as_bytes())
             .map_err(|error| Error::failed(format!("The backup_label is not understood: {error}")))?;
         if stop_lsn < label.start_lsn {
@@ -71,7 +73,7 @@ impl Window {
     ///
     /// # Errors
     /// When the server does not permit it, or does not answer.
-    pub(super) fn open(
+    pub(crate) fn open(
         server: &ServerConfig,
         cluster: &ServerSettings,
         (label, is_fast): (&str, bool),
@@ -79,7 +81,7 @@ impl Window {
     ) -> Result<Self, Error> {
         let major = cluster.version.major();
         let mut connection = cluster::connect(server, Purpose::Sql)
-            .map_err(|error| error.context("A snapshot needs pg_backup_start, in SQL"))?;
+            .map_err(|error| error.context("This backup needs pg_backup_start, in SQL"))?;
         stop.guard(&connection)?;
         let mut settings = "SET statement_timeout = 0; SET standard_conforming_strings = on".to_owned();
         if major >= FIRST_WITH_IDLE_TIMEOUT {
@@ -100,7 +102,7 @@ impl Window {
             true => format!("SELECT pg_catalog.pg_backup_start('{label}', {is_fast})::text AS lsn"),
             false => format!("SELECT pg_catalog.pg_start_backup('{label}', {is_fast}, false)::text AS lsn"),
         };
-        connection
+        let started = connection
             .query_within(checkpoint.patience(), &start)
             .map_err(|error| {
                 let is_refused = error.sqlstate() == Some(NOT_PERMITTED);
@@ -110,6 +112,8 @@ impl Window {
                     false => error,
                 }
             })?;
+        let start = first(&started).and_then(|rows| rows.text(0, "lsn")?.parse().ok());
+        let start = start.ok_or_else(|| Error::failed("The server did not tell where the backup begins"))?;
         let places = "SELECT string_agg(pg_catalog.pg_tablespace_location(oid), E'\\n') AS places FROM \
                       pg_catalog.pg_tablespace WHERE spcname NOT IN ('pg_default', 'pg_global')";
         let places = connection.simple_query(places)?;
@@ -118,19 +122,43 @@ impl Window {
             tablespaces: places.unwrap_or_default().to_owned(),
             connection,
             major,
+            start,
         })
     }
 
     /// The places of tablespaces on the server, one a line.
-    pub(super) fn tablespaces(&self) -> String {
+    pub(crate) fn tablespaces(&self) -> String {
         self.tablespaces.clone()
+    }
+
+    /// Where the backup begins.
+    pub(crate) fn start(&self) -> Lsn {
+        self.start
+    }
+
+    /// The process of the server that this session has.
+    ///
+    /// # Errors
+    /// When the session has ended.
+    pub(crate) fn process(&mut self) -> Result<u32, Error> {
+        process_of(&mut self.connection)
+    }
+
+    /// Whether the server is a standby now.
+    ///
+    /// # Errors
+    /// When the session has ended.
+    pub(crate) fn is_in_recovery(&mut self) -> Result<bool, Error> {
+        let asked = "SELECT pg_catalog.pg_is_in_recovery()::text AS standby";
+        let found = self.connection.simple_query(asked)?;
+        Ok(first(&found).and_then(|rows| rows.text(0, "standby")) == Some("true"))
     }
 
     /// Ends. The WAL is waited for elsewhere.
     ///
     /// # Errors
     /// When the session has ended meanwhile, or the server refuses: then there is no backup.
-    pub(super) fn close(mut self) -> Result<Stopped, Error> {
+    pub(crate) fn close(mut self) -> Result<Stopped, Error> {
         let stop = match self.major >= FIRST_WITH_PRESENT_NAMES {
             true => "pg_catalog.pg_backup_stop(false)",
             false => "pg_catalog.pg_stop_backup(false, false)",
@@ -159,17 +187,48 @@ impl Window {
     }
 }
 
+/// The process of the server that this session has.
+///
+/// # Errors
+/// When the session has ended.
+pub(crate) fn process_of(connection: &mut Connection) -> Result<u32, Error> {
+    let found = connection.simple_query("SELECT pg_catalog.pg_backend_pid()::text AS pid")?;
+    let pid = first(&found).and_then(|rows| rows.text(0, "pid")?.parse().ok());
+    pid.ok_or_else(|| Error::failed("The server did not tell its process"))
+}
+
+/// Whether the role of this session may begin and end a backup.
+///
+/// # Errors
+/// When it may not, or the session has ended.
+pub(crate) fn refuse_unprivileged(connection: &mut Connection, major: u32) -> Result<(), Error> {
+    let (start, stop) = functions(major);
+    let may = format!(
+        "SELECT (pg_catalog.has_function_privilege('pg_catalog.{start}', 'EXECUTE') AND \
+         pg_catalog.has_function_privilege('pg_catalog.{stop}', 'EXECUTE'))::text AS may"
+    );
+    let found = connection.simple_query(&may)?;
+    match first(&found).and_then(|rows| rows.text(0, "may")) {
+        Some("true") => Ok(()),
+        _ => Err(Error::failed("The role of conninfo may not begin a backup").hint(grants(major))),
+    }
+}
+
 fn first(results: &[ResultSet]) -> Option<&ResultSet> {
     results.iter().find(|rows| rows.len() > 0)
 }
 
-fn grants(major: u32) -> String {
-    let (start, stop) = match major >= FIRST_WITH_PRESENT_NAMES {
+fn functions(major: u32) -> (&'static str, &'static str) {
+    match major >= FIRST_WITH_PRESENT_NAMES {
         true => ("pg_backup_start(text, boolean)", "pg_backup_stop(boolean)"),
         false => (
             "pg_start_backup(text, boolean, boolean)",
             "pg_stop_backup(boolean, boolean)",
         ),
-    };
+    }
+}
+
+fn grants(major: u32) -> String {
+    let (start, stop) = functions(major);
     format!("As a superuser there: GRANT EXECUTE ON FUNCTION {start}, {stop} TO the role of conninfo")
 }

@@ -1,18 +1,19 @@
 //! Looks at the pages of relations while they are read.
 //!
-//! A page that was changed after `pg_backup_stop` proves that the snapshot was taken too late. It proves it only if it is what a
+//! A page that was changed after `pg_backup_stop` proves that a snapshot was taken too late. It proves it only if it is what a
 //! server has written: with the right checksum, and at a position that the server can have reached. Anything else is damage. A
 //! page that was last changed before `pg_backup_start` must have the right checksum, as a server verifies it when it sends a
 //! backup; one that was changed since may be torn, and is replaced when WAL is replayed.
 
 use std::io::{self, Read};
+use std::path::Path;
 
 use barmanfs_pg::Lsn;
 use barmanfs_pg::page::{PAGE_BYTES, PageHeader, checksum};
 use barmanfs_pg::relation_name::RelationFile;
 
 /// Pages of one file of a relation.
-const SEGMENT_PAGES: u32 = 131_072;
+pub(crate) const SEGMENT_PAGES: u32 = 131_072;
 
 /// No server writes as much WAL between a backup and the snapshot that somebody takes for it.
 const NEVER_WRITTEN_BYTES: u64 = 1 << 50;
@@ -20,30 +21,50 @@ const NEVER_WRITTEN_BYTES: u64 = 1 << 50;
 /// The most places that are named.
 const NAMED_MAX: usize = 100;
 
+/// The most of them in a record.
+const RECORDED_MAX: usize = 20;
+
+/// What a page is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Nothing is wrong, or there is nothing to say: it was never used, has no checksum, or was changed since the start.
+    Nothing,
+    /// Its checksum is right.
+    Right,
+    /// Its checksum is wrong.
+    Wrong { calculated: u16, found: u16 },
+    /// It is not empty, and has no header.
+    Headless,
+    /// It is at a position that no server reaches.
+    Unreachable(Lsn),
+    /// It is newer than any may be.
+    Newer(Lsn),
+}
+
 /// What must hold for pages.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Rules {
-    pub(super) start: Lsn,
+pub(crate) struct Rules {
+    pub(crate) start: Lsn,
     /// No page is newer.
-    pub(super) newest: Lsn,
-    pub(super) has_checksums: bool,
+    pub(crate) newest: Lsn,
+    pub(crate) has_checksums: bool,
 }
 
 /// What was found.
 #[derive(Debug, Default)]
-pub(super) struct Findings {
+pub(crate) struct Findings {
     /// Places with wrong checksums, in words.
-    pub(super) wrong: Vec<String>,
+    pub(crate) wrong: Vec<String>,
     /// How many there are.
-    pub(super) wrong_count: u64,
+    pub(crate) wrong_count: u64,
     /// Pages whose checksums were right.
-    pub(super) right_count: u64,
+    pub(crate) right_count: u64,
     /// The first page that is newer than any may be, in words.
-    pub(super) newer: Option<String>,
+    pub(crate) newer: Option<String>,
 }
 
 /// Passes the bytes of a file on, and looks at its pages.
-pub(super) struct Pages<'a, R> {
+pub(crate) struct Pages<'a, R> {
     source: R,
     name: String,
     rules: Rules,
@@ -54,7 +75,7 @@ pub(super) struct Pages<'a, R> {
 }
 
 impl<'a, R: Read> Pages<'a, R> {
-    pub(super) fn new(
+    pub(crate) fn new(
         source: R,
         (name, file): (String, &RelationFile),
         rules: Rules,
@@ -90,46 +111,92 @@ impl<'a, R: Read> Pages<'a, R> {
     }
 
     fn look(&mut self) {
-        let header = PageHeader::read(&self.page);
-        let place = || format!("{}, block {}", self.name, self.block);
-        let Some(header) = header else {
+        let verdict = self.rules.judge(&self.page, self.block);
+        self.findings.note(verdict, &self.name, self.block);
+    }
+}
+
+impl Rules {
+    /// Looks at one page.
+    pub(crate) fn judge(&self, page: &[u8; PAGE_BYTES], block: u32) -> Verdict {
+        let Some(header) = PageHeader::read(page) else {
             // A page that was never used is all zero.
-            if self.rules.has_checksums && self.page.iter().any(|byte| *byte != 0) {
-                self.findings
-                    .note(|| format!("{}: it has no header of a page", place()));
-            }
-            return;
+            return match self.has_checksums && page.iter().any(|byte| *byte != 0) {
+                true => Verdict::Headless,
+                false => Verdict::Nothing,
+            };
         };
-        if header.lsn.0.saturating_sub(self.rules.newest.0) >= NEVER_WRITTEN_BYTES {
-            self.findings
-                .note(|| format!("{}: changed at {}, which no server reaches", place(), header.lsn));
-            return;
+        if header.lsn.0.saturating_sub(self.newest.0) >= NEVER_WRITTEN_BYTES {
+            return Verdict::Unreachable(header.lsn);
         }
-        let is_newer = header.lsn > self.rules.newest;
-        let is_old = header.lsn < self.rules.start;
-        let (found, expected) = match self.rules.has_checksums && (is_newer || is_old) {
-            true => (header.checksum, checksum(&self.page, self.block)),
-            false => (0, 0),
-        };
-        if found != expected {
-            self.findings
-                .note(|| format!("{}: calculated {expected:X}, found {found:X}", place()));
-        } else if is_newer {
-            let newer = || format!("{} was changed at {}", place(), header.lsn);
-            self.findings.newer.get_or_insert_with(newer);
-        } else if is_old && self.rules.has_checksums {
-            self.findings.right_count += 1;
+        let (is_newer, is_old) = (header.lsn > self.newest, header.lsn < self.start);
+        if self.has_checksums && (is_newer || is_old) {
+            let (calculated, found) = (checksum(page, block), header.checksum);
+            if calculated != found {
+                return Verdict::Wrong { calculated, found };
+            }
+        }
+        match (is_newer, is_old && self.has_checksums) {
+            (true, _) => Verdict::Newer(header.lsn),
+            (false, true) => Verdict::Right,
+            (false, false) => Verdict::Nothing,
         }
     }
 }
 
 impl Findings {
-    fn note(&mut self, place: impl FnOnce() -> String) {
+    /// Counts what a page is, and names it if something is wrong.
+    pub(crate) fn note(&mut self, verdict: Verdict, name: &str, block: u32) {
+        let wrong = match verdict {
+            Verdict::Nothing => return,
+            Verdict::Right => {
+                self.right_count += 1;
+                return;
+            }
+            Verdict::Newer(lsn) => {
+                let newer = || format!("{name}, block {block} was changed at {lsn}");
+                self.newer.get_or_insert_with(newer);
+                return;
+            }
+            Verdict::Wrong { calculated, found } => {
+                format!("{name}, block {block}: calculated {calculated:X}, found {found:X}")
+            }
+            Verdict::Headless => format!("{name}, block {block}: it has no header of a page"),
+            Verdict::Unreachable(lsn) => {
+                format!("{name}, block {block}: changed at {lsn}, which no server reaches")
+            }
+        };
         self.wrong_count += 1;
         if self.wrong.len() < NAMED_MAX {
-            self.wrong.push(place());
+            self.wrong.push(wrong);
         }
     }
+
+    /// Adds what was found elsewhere.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.wrong_count += other.wrong_count;
+        self.right_count += other.right_count;
+        let room = NAMED_MAX.saturating_sub(self.wrong.len());
+        self.wrong.extend(other.wrong.into_iter().take(room));
+        self.newer = self.newer.take().or(other.newer);
+    }
+
+    /// The wrong pages, as the record of a backup has them.
+    pub(crate) fn failures(&self) -> Vec<String> {
+        let mut failures: Vec<String> = self.wrong.iter().take(RECORDED_MAX).cloned().collect();
+        let more = self.wrong_count.saturating_sub(failures.len() as u64);
+        if more > 0 {
+            failures.push(format!("and {more} more pages"));
+        }
+        failures
+    }
+}
+
+/// A server resets an unlogged relation when it recovers, so only its init fork is of use.
+pub(crate) fn is_unlogged(place: &Path, filenode: u32) -> bool {
+    place
+        .parent()
+        .is_some_and(|parent| parent.join(format!("{filenode}_init")).exists())
 }
 
 impl<R: Read> Read for Pages<'_, R> {
