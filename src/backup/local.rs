@@ -89,6 +89,11 @@ pub(super) fn copy(
         Some(Err(NoIncrement::Failed(error))) => return Err(error),
         Some(Err(why)) => {
             attempt.become_full(run, when, &why)?;
+            // A question that the server refuses takes the slot away where that shares the session.
+            if !connection.is_ready() {
+                *connection = attempt.reconnect(connection)?;
+            }
+            hold.renew(connection, run.id())?;
             local.read(run, None).map_err(NoIncrement::into_error)?
         }
         None => local.read(run, None).map_err(NoIncrement::into_error)?,
