@@ -310,10 +310,10 @@ mod tests {
 
     #[test]
     fn names_are_read_and_written() {
-        let text = "0000000100000000020000280000000103000128.summary";
+        let text = "00000001000000000200002800000001030001A8.summary";
         let name: SummaryName = text.parse().unwrap();
         assert_eq!(name.timeline, TimelineId(1));
-        assert_eq!((name.start, name.end), (Lsn(0x0200_0028), Lsn(0x1_0300_0128)));
+        assert_eq!((name.start, name.end), (Lsn(0x0200_0028), Lsn(0x1_0300_01A8)));
         assert_eq!(name.to_string(), text);
         for wrong in ["", ".summary", "temp.summary", &text[1..], &text.to_lowercase()] {
             assert!(wrong.parse::<SummaryName>().is_err(), "{wrong}");
