@@ -209,6 +209,28 @@ fn what_is_damaged_never_looks_whole(install: &'static Install) {
     assert_eq!(parsed(&report)["left_out"].as_array().unwrap().len(), 1);
     assert_eq!(site.backup_ids().len(), 1);
     site.ok(&["verify"]);
+    // What is damaged here afterwards is read again.
+    for pack in site.packs() {
+        let mut bytes = fs::read(&pack).unwrap();
+        let half = bytes.len() / 2;
+        if half > 100_000 {
+            bytes[4096..half]
+                .iter_mut()
+                .step_by(50_000)
+                .for_each(|byte| *byte ^= 1);
+            fs::write(&pack, bytes).unwrap();
+        }
+    }
+    site.barmanfs(&["verify"]).refused(3);
+    let state = |run: &Run| parsed(run)["backups"][0]["state"].clone();
+    let planned = import(&site, &[&plain], &["--dry-run"]).ok();
+    assert_eq!(state(&planned), "would be repaired");
+    assert_eq!(state(&import(&site, &[&plain], &[]).ok()), "repaired");
+    assert_eq!(state(&import(&site, &[&plain], &[]).ok()), "present");
+    let raw = format!("main/raw/{}", site.backup_ids()[0]);
+    let mount = Mount::new(&site);
+    let here = site.copy(&mount.path(&raw), "repaired");
+    assert_eq!(differences(&plain, &here, &is_extra), [""; 0]);
 }
 
 fn manifests_with_any_checksum_are_compared(install: &'static Install) {
