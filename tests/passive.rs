@@ -225,15 +225,15 @@ fn the_packs_come_over_ssh_and_so_does_what_is_received(install: &'static Instal
     let mut receiver = primary.spawn(&["receive-wal", "main"]);
     let row = "CREATE TABLE received AS SELECT 1 AS n";
     server.query(row);
-    let spool = primary.repository().join("spool/main");
-    until("a segment is received", || {
-        fs::read_dir(&spool).is_ok_and(|mut names| names.next().is_some())
+    until("all of it is received", || {
+        let behind = "SELECT pg_current_wal_flush_lsn() = flush_lsn FROM pg_stat_replication";
+        server.query(behind) == "t"
     });
-    sleep(Duration::from_millis(500));
-    let report = sync(&node_there);
-    assert_eq!(report["partial_segments"], 1, "{report}");
+    // What comes while the node is compared would make the two differ.
     receiver.kill().unwrap();
     receiver.wait().unwrap();
+    let report = sync(&node_there);
+    assert_eq!(report["partial_segments"], 1, "{report}");
     assert_equal(&primary, &node_there);
     let to = node_there.path("to");
     node_there.ok(&["restore", "main", "auto", to.to_str().unwrap()]);
