@@ -352,6 +352,7 @@ fn on_the_same_timeline(install: &'static Install, moments: &Moments) {
     moments.server.verify_backup(&directory, None);
     let mut copy = PgServer::on(install, &directory);
     copy.start();
+    copy.wait_until_promoted();
     assert_eq!((rows(&copy).as_str(), copy.timeline()), ("1,2,3,4", 1));
     assert_eq!(copy.query("SHOW archive_mode"), "off");
     copy.stop("immediate");
