@@ -11,6 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 /// One installed PostgreSQL.
 #[derive(Debug)]
@@ -239,6 +240,20 @@ impl PgServer {
             "PostgreSQL did not start: {run}\n{}",
             self.last_of_log()
         );
+        self.await_connections();
+    }
+
+    /// Without hot standby, `pg_ctl` takes a server for started as soon as its recovery begins.
+    fn await_connections(&self) {
+        let limit = Instant::now() + Duration::from_secs(30);
+        while Instant::now() < limit
+            && self
+                .try_query("SELECT 1")
+                .all()
+                .contains("Hot standby mode is disabled")
+        {
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     /// `mode` is pg_ctl's: smart, fast or immediate.
