@@ -7,6 +7,10 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 
 use zstd_safe::{CCtx, CParameter, DCtx, InBuffer, OutBuffer};
 
+use self::lz4::Lz4Reader;
+
+mod lz4;
+
 /// As many bytes as the longest magic number.
 pub(crate) const MAGIC_BYTES: usize = 10;
 
@@ -67,7 +71,7 @@ impl Compression {
                 Box::new(liblzma::bufread::XzDecoder::new_stream(source, stream))
             }
             Self::Zstd => Box::new(ZstdReader::new(source)),
-            Self::Lz4 => Box::new(lz4_flex::frame::FrameDecoder::new(source)),
+            Self::Lz4 => Box::new(Lz4Reader::new(source)),
             Self::Snappy => Box::new(snap::read::FrameDecoder::new(source)),
         })
     }
@@ -283,11 +287,49 @@ mod tests {
         for form in Compression::value_variants() {
             let mut encoded = Vec::new();
             form.encode(None, &mut content.as_slice(), &mut encoded).unwrap();
-            encoded.truncate(encoded.len() / 2);
-            let mut back = Vec::new();
-            let read = decoded(encoded.as_slice()).unwrap().read_to_end(&mut back);
-            assert!(read.is_err() || back.len() < content.len(), "{form:?}");
+            for length in (MAGIC_BYTES..encoded.len()).step_by(encoded.len() / 97 + 1) {
+                let mut back = Vec::new();
+                let read = decoded(&encoded[..length]).unwrap().read_to_end(&mut back);
+                // Snappy has no end mark.
+                let has_end = *form != Compression::Snappy;
+                assert!(
+                    read.is_err() || !has_end && back.len() < content.len(),
+                    "{form:?}"
+                );
+            }
         }
+    }
+
+    /// As `cat` joins them, and as programs write that compress with several threads.
+    #[test]
+    fn several_parts_are_read_as_one() {
+        let parts = [&b"one "[..], b"", &[7; 300_000], b" end"];
+        for form in Compression::value_variants() {
+            let mut encoded = Vec::new();
+            for mut part in parts {
+                form.encode(None, &mut part, &mut encoded).unwrap();
+            }
+            let mut back = Vec::new();
+            decoded(encoded.as_slice())
+                .unwrap()
+                .read_to_end(&mut back)
+                .unwrap();
+            assert!(back == parts.concat(), "{form:?}");
+        }
+    }
+
+    /// The block of lz4 that is cut away leaves whole blocks.
+    #[test]
+    fn lz4_without_its_end_mark_is_cut() {
+        let mut encoded = Vec::new();
+        Compression::Lz4
+            .encode(None, &mut &[7; 300_000][..], &mut encoded)
+            .unwrap();
+        let end_mark = [0; 4];
+        assert!(encoded.ends_with(&end_mark));
+        encoded.truncate(encoded.len() - end_mark.len());
+        let read = decoded(encoded.as_slice()).unwrap().read_to_end(&mut Vec::new());
+        assert_eq!(read.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
     }
 
     #[test]
@@ -310,9 +352,8 @@ mod tests {
                 assert_eq!(error.unwrap_err().to_string(), "damaged", "{form:?}");
                 let mut back = Vec::new();
                 let read = decoded(encoded.as_slice()).unwrap().read_to_end(&mut back);
-                // The first has no end, the decoder of the other misses none, and nothing at all is of no form.
-                let is_open = matches!(form, Compression::Snappy | Compression::Lz4);
-                let has_end = !is_open && !encoded.is_empty();
+                // Snappy has no end mark, and nothing at all is of no form.
+                let has_end = *form != Compression::Snappy && !encoded.is_empty();
                 assert!(read.is_err() || !has_end, "{form:?} {length}");
             }
         }
