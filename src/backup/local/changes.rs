@@ -6,10 +6,10 @@
 //! full backup reads. A block that is not read had no change in the WAL between the start of the earlier backup and that of this
 //! one, and replay brings what comes later.
 
-use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{BufReader, ErrorKind};
 use std::path::PathBuf;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use barmanfs_catalog::Backup;
@@ -18,7 +18,8 @@ use barmanfs_pg::relation_name::{Fork, RelationFile};
 use barmanfs_pg::wal_summary::{ChangedBlocks, ForkChanges, ForkName, SummaryName};
 use barmanfs_pg::{Lsn, TimelineId};
 use barmanfs_store::layout::{BLOCK_BYTES, DATA_WINDOW_BYTES};
-use barmanfs_store::{DirectoryRef, FileMap, Node, TreeReader};
+use barmanfs_store::sync::lock;
+use barmanfs_store::{DirectoryRef, FileMap, Finder, TreeReader};
 
 use super::place::DataDirectory;
 use crate::backup::files::file_map;
@@ -190,15 +191,10 @@ fn covering(names: &[SummaryName], ranges: &[Range]) -> Result<Vec<SummaryName>,
 /// The files of an earlier backup, and what has changed since.
 pub(super) struct Base {
     trees: TreeReader,
-    root: DirectoryRef,
+    /// All threads share what it has read. It is locked for one look-up at a time.
+    files: Mutex<Finder>,
     changed: ChangedBlocks,
 }
-
-/// The directories of the earlier backup that a thread has looked up.
-pub(super) type Places = HashMap<Vec<u8>, Option<DirectoryRef>>;
-
-/// Directories that a thread remembers.
-const PLACES_MAX: usize = 64;
 
 /// A file of the earlier backup that need not be read as a whole.
 pub(super) struct Known<'b> {
@@ -213,7 +209,11 @@ pub(super) struct Known<'b> {
 
 impl Base {
     pub(super) fn new((trees, root): (TreeReader, DirectoryRef), changed: ChangedBlocks) -> Self {
-        Self { trees, root, changed }
+        Self {
+            files: Mutex::new(Finder::new(trees.clone(), root)),
+            trees,
+            changed,
+        }
     }
 
     /// What is known about the file of a relation that has this size now; `None` if all of it must be read.
@@ -224,7 +224,6 @@ impl Base {
         &self,
         (path, file): (&[u8], &RelationFile),
         size_bytes: u64,
-        places: &mut Places,
     ) -> Result<Option<Known<'_>>, NoIncrement> {
         let is_odd = !size_bytes.is_multiple_of(BLOCK_BYTES as u64)
             || size_bytes > u64::from(SEGMENT_PAGES) * BLOCK_BYTES as u64;
@@ -244,7 +243,8 @@ impl Base {
         if limit <= first {
             return Ok(None);
         }
-        let Some(map) = self.find(path, places)? else {
+        let found = lock(&self.files).find(path)?;
+        let Some(map) = found.and_then(file_map) else {
             return Ok(None);
         };
         if map.window_bytes != DATA_WINDOW_BYTES {
@@ -262,31 +262,6 @@ impl Base {
             first,
             end: whole.min(limit - first),
         }))
-    }
-
-    fn find(&self, path: &[u8], places: &mut Places) -> Result<Option<FileMap>, NoIncrement> {
-        let Some(at) = path.iter().rposition(|&byte| byte == b'/') else {
-            return Ok(self.trees.find(&self.root, path)?.and_then(file_map));
-        };
-        let (parent, name) = (
-            path.get(..at).unwrap_or_default(),
-            path.get(at + 1..).unwrap_or_default(),
-        );
-        if !places.contains_key(parent) {
-            if places.len() >= PLACES_MAX {
-                places.clear();
-            }
-            let found = self.trees.find(&self.root, parent)?;
-            let found = found.and_then(|entry| match entry.node {
-                Node::Directory(directory) => Some(directory),
-                Node::File(_) | Node::Symlink(_) => None,
-            });
-            places.insert(parent.to_vec(), found);
-        }
-        let Some(Some(directory)) = places.get(parent) else {
-            return Ok(None);
-        };
-        Ok(self.trees.lookup(directory, name)?.and_then(file_map))
     }
 }
 

@@ -9,7 +9,7 @@ use barmanfs_pg::relation_name::{self, RelationFile};
 use barmanfs_store::layout::DATA_WINDOW_BYTES;
 use barmanfs_store::{Attributes, open_unlinked};
 
-use super::changes::{Known, Places};
+use super::changes::Known;
 use super::choice::Job;
 use super::place::in_seconds;
 use super::readers::{Readers, State};
@@ -26,7 +26,6 @@ pub(super) struct Reader<'r, 'a> {
     readers: &'r Readers<'a>,
     state: &'r State,
     buffer: Vec<u8>,
-    places: Places,
     pub(super) findings: Findings,
 }
 
@@ -47,7 +46,6 @@ impl<'r, 'a> Reader<'r, 'a> {
             readers,
             state,
             buffer: vec![0; READ_BYTES],
-            places: Places::default(),
             findings: Findings::default(),
         }
     }
@@ -72,9 +70,7 @@ impl<'r, 'a> Reader<'r, 'a> {
             has_shrunk: false,
         };
         let known = match (self.readers.base, &open.relation) {
-            (Some(base), Some(relation)) => {
-                base.known((&job.path, relation), open.size_bytes, &mut self.places)?
-            }
+            (Some(base), Some(relation)) => base.known((&job.path, relation), open.size_bytes)?,
             _ => None,
         };
         match known {
