@@ -29,7 +29,8 @@ use nix::unistd::{Uid, User};
 
 pub(crate) use auto_conf::{AUTO_CONF, AUTO_CONF_MAX_BYTES, last_value};
 pub(crate) use postmaster::{
-    PID_FILE, Running, may_any_have_lost_its_files, process_in, process_with, running, running_by, running_in,
+    PID_FILE, Running, holder_of, may_any_have_lost_its_files, parent_of, process_in, process_with, running,
+    running_by, running_in,
 };
 pub(crate) use programs::Programs;
 pub(crate) use recovery_end::{Replayed, has_shut_down_at_target};
@@ -334,7 +335,7 @@ fn is_free(port: u16, socket_directory: &Path) -> bool {
     let nobody_listens = UnixStream::connect(socket)
         .is_err_and(|error| matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused));
     let lock = fs::read_to_string(socket_directory.join(socket_lock(port))).unwrap_or_default();
-    let is_held = postmaster::holder_of(lock.as_bytes()).is_some_and(postmaster::is_alive);
+    let is_held = holder_of(lock.as_bytes()).is_some_and(postmaster::is_alive);
     nobody_listens && !is_held && TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
 }
 

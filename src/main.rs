@@ -48,6 +48,7 @@ mod snapshot;
 mod sync;
 #[cfg(test)]
 mod testing;
+mod throttle;
 mod unfinished;
 mod versions;
 mod wal_transfer;

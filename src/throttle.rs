@@ -1,20 +1,22 @@
-//! A limit of bytes per second, for all threads of a restore together.
+//! A limit of bytes per second, for all threads of a backup or a restore together.
 
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use barmanfs_store::sync::lock;
 
-/// Makes threads wait, so that together they write no more than the limit.
+use crate::signals::Interruption;
+
+/// Makes threads wait, so that together they read or write no more than the limit.
 #[derive(Debug)]
-pub(super) struct Throttle {
+pub(crate) struct Throttle {
     bytes_per_second: u64,
     /// When the bytes that were taken so far may all have passed.
     free_at: Mutex<Instant>,
 }
 
 impl Throttle {
-    pub(super) fn new(bytes_per_second: u64) -> Self {
+    pub(crate) fn new(bytes_per_second: u64) -> Self {
         Self {
             bytes_per_second: bytes_per_second.max(1),
             free_at: Mutex::new(Instant::now()),
@@ -22,8 +24,16 @@ impl Throttle {
     }
 
     /// Waits until so many bytes may pass.
-    pub(super) fn take(&self, bytes: u64) {
+    pub(crate) fn take(&self, bytes: u64) {
         std::thread::sleep(self.delay(bytes, Instant::now()));
+    }
+
+    /// The same, or until a signal arrives.
+    pub(crate) fn take_or_stop(&self, bytes: u64, signals: &Interruption) {
+        let delay = self.delay(bytes, Instant::now());
+        if !delay.is_zero() {
+            signals.sleep(delay);
+        }
     }
 
     fn delay(&self, bytes: u64, now: Instant) -> Duration {
@@ -52,5 +62,19 @@ mod tests {
         let later = now + Duration::from_secs(10);
         assert_eq!(throttle.delay(1000, later), Duration::ZERO);
         assert_eq!(throttle.delay(1, later), Duration::from_secs(1));
+    }
+
+    #[test]
+    fn the_rate_is_that_of_all_threads_together() {
+        let throttle = Throttle::new(1024 * 1024);
+        let now = Instant::now();
+        let waits = [0, 1, 2].map(|_| throttle.delay(1 << 20, now));
+        let second = Duration::from_secs(1);
+        assert!(waits[0] < second / 10);
+        assert!(waits[1] >= second && waits[1] < 2 * second, "{waits:?}");
+        assert!(waits[2] >= 2 * second, "{waits:?}");
+        let later = now + Duration::from_secs(60);
+        assert_eq!(throttle.delay(1 << 20, later), Duration::ZERO);
+        assert_eq!(throttle.delay(1, later), second);
     }
 }

@@ -12,7 +12,6 @@ mod choice;
 mod place;
 mod reader;
 mod readers;
-mod throttle;
 mod wal;
 
 use std::time::Duration;
@@ -37,11 +36,11 @@ use crate::error::Error;
 use crate::made_manifest::{self, NAMES_CLUSTER_SINCE};
 use crate::postgres::Connection;
 use crate::progress::Progress;
+use crate::throttle::Throttle;
 use changes::Base;
 use choice::{InPlace, Walk};
 use place::DataDirectory;
 use readers::Readers;
-use throttle::Throttle;
 
 /// How often the server is asked whether it is still in backup mode, and no standby was promoted.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
@@ -134,7 +133,9 @@ impl<'a> Local<'a> {
         progress.note("");
         Ok(Self {
             from_standby: window.is_in_recovery()?,
-            throttle: attempt.max_rate_kib().map(Throttle::new),
+            throttle: attempt
+                .max_rate_kib()
+                .map(|kib| Throttle::new(u64::from(kib) * 1024)),
             attempt,
             data,
             window,

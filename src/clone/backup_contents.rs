@@ -2,6 +2,9 @@
 //! every start (`excludeDirContents` and `excludeFiles` in `src/backend/backup/basebackup.c`). Unlogged relations are
 //! kept: they are valid after a clean shutdown, and a server that recovers from a crash resets them itself.
 
+use barmanfs_pg::recreated::{
+    EMPTIED_DIRECTORIES, is_relation_cache, is_temporary_file, is_temporary_relation,
+};
 use barmanfs_pg::socket::is_socket_lock;
 
 use crate::instance;
@@ -19,19 +22,8 @@ pub(crate) enum Inclusion {
     Wal,
 }
 
-/// Directories that a server needs, and empties when it starts.
-const EMPTIED: [&[u8]; 9] = [
-    b"pg_dynshmem",
-    b"pg_notify",
-    b"pg_replslot",
-    b"pg_serial",
-    b"pg_snapshots",
-    b"pg_stat_tmp",
-    b"pg_subtrans",
-    // Status files of segments that are not in the backup.
-    b"pg_wal/archive_status",
-    b"pg_wal/summaries",
-];
+/// Directories for status files of segments that are not in the backup.
+const OF_WAL: [&[u8]; 2] = [b"pg_wal/archive_status", b"pg_wal/summaries"];
 
 /// Files of a running server, or of another backup.
 const LEFT_OUT: [&[u8]; 8] = [
@@ -45,9 +37,6 @@ const LEFT_OUT: [&[u8]; 8] = [
     b"tablespace_map",
 ];
 
-/// Prefixes of names that are omitted in every directory: temporary files, and a cache.
-const LEFT_OUT_PREFIXES: [&[u8]; 2] = [b"pgsql_tmp", b"pg_internal.init"];
-
 /// The directories of relations.
 const RELATIONS: [&[u8]; 2] = [b"base/", b"pg_tblspc/"];
 
@@ -55,11 +44,12 @@ const RELATIONS: [&[u8]; 2] = [b"base/", b"pg_tblspc/"];
 pub(crate) fn inclusion(path: &[u8]) -> Inclusion {
     let name = path.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
     let is_relation = || RELATIONS.iter().any(|place| path.starts_with(place));
-    if EMPTIED.contains(&path) {
+    if EMPTIED_DIRECTORIES.contains(&path) || OF_WAL.contains(&path) {
         Inclusion::EmptyDirectory
     } else if LEFT_OUT.contains(&path)
         || is_socket_lock(path)
-        || LEFT_OUT_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+        || is_temporary_file(name)
+        || is_relation_cache(name)
         || (is_relation() && is_temporary_relation(name))
     {
         Inclusion::LeftOut
@@ -71,31 +61,6 @@ pub(crate) fn inclusion(path: &[u8]) -> Inclusion {
     } else {
         Inclusion::Included
     }
-}
-
-/// `t<backend>_<filenode>`, then perhaps a fork and a segment (`looks_like_temp_rel_name` in
-/// `src/backend/storage/file/fd.c`).
-pub(crate) fn is_temporary_relation(name: &[u8]) -> bool {
-    let Some((backend, relation)) = name
-        .strip_prefix(b"t")
-        .and_then(|rest| std::str::from_utf8(rest).ok())
-        .and_then(|rest| rest.split_once('_'))
-    else {
-        return false;
-    };
-    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    let (relation, segment) = match relation.split_once('.') {
-        Some((relation, segment)) => (relation, Some(segment)),
-        None => (relation, None),
-    };
-    let (filenode, fork) = match relation.split_once('_') {
-        Some((filenode, fork)) => (filenode, Some(fork)),
-        None => (relation, None),
-    };
-    is_number(backend)
-        && is_number(filenode)
-        && segment.is_none_or(is_number)
-        && fork.is_none_or(|fork| matches!(fork, "fsm" | "vm" | "init"))
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use barmanfs_catalog::{Annotations, BackupId, Tablespace};
 use barmanfs_pg::pg_control::{ClusterState, ControlFile};
+use barmanfs_pg::recreated::{EMPTIED_DIRECTORIES, is_temporary_file};
 use barmanfs_pg::wal_check::{LONG_HEADER_BYTES, check_segment};
 use barmanfs_pg::wal_name::{SegmentName, WalName};
 use barmanfs_pg::{Lsn, ServerVersion, TimestampMicros, wal_record};
@@ -30,17 +31,6 @@ const SMALL_BYTES: u64 = 64 << 10;
 
 /// Files that belong to a running server, and to no backup.
 const OF_A_RUN: [&[u8]; 3] = [b"postmaster.pid", b"postmaster.opts", b"backup_manifest"];
-
-/// Directories whose content a server makes again, and that no base backup has. Replication slots would keep WAL for nobody.
-const EMPTIED: [&[u8]; 7] = [
-    b"pg_dynshmem/",
-    b"pg_notify/",
-    b"pg_replslot/",
-    b"pg_serial/",
-    b"pg_snapshots/",
-    b"pg_stat_tmp/",
-    b"pg_subtrans/",
-];
 
 /// A data directory.
 #[derive(Debug)]
@@ -185,13 +175,14 @@ impl DataDirectory {
                     location,
                 });
             }
-            let is_other =
-                OF_A_RUN.contains(&path) || EMPTIED.iter().any(|emptied| path.starts_with(emptied));
+            let is_other = OF_A_RUN.contains(&path) || is_emptied(path);
             Ok(
                 match is_other || (!found.is_dir() && !is_followed && !intake.has(path)) {
                     true => Choice::LeaveOut,
                     false if is_followed => Choice::Follow(inner.to_owned()),
-                    false if is_temporary(inner) => Choice::LeaveOut,
+                    false if is_temporary_file(inner.file_name().unwrap_or_default().as_bytes()) => {
+                        Choice::LeaveOut
+                    }
                     false => Choice::Take,
                 },
             )
@@ -201,10 +192,13 @@ impl DataDirectory {
     }
 }
 
-/// Whether a server removes it when it starts.
-fn is_temporary(place: &Path) -> bool {
-    let name = place.file_name().unwrap_or_default().as_bytes();
-    name.starts_with(b"pgsql_tmp")
+/// Whether it is in a directory whose content a server makes again.
+fn is_emptied(path: &[u8]) -> bool {
+    let mut emptied = EMPTIED_DIRECTORIES.iter();
+    emptied.any(|directory| {
+        path.strip_prefix(*directory)
+            .is_some_and(|rest| rest.starts_with(b"/"))
+    })
 }
 
 impl Source for DataDirectory {

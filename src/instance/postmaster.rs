@@ -207,7 +207,7 @@ fn anybody_works_in(data: &Path) -> io::Result<bool> {
 
 /// The process that a lock file names in its first line, be it of a data directory or of a socket.
 /// The path that follows may not be UTF-8, or cut.
-pub(super) fn holder_of(lock: &[u8]) -> Option<i32> {
+pub(crate) fn holder_of(lock: &[u8]) -> Option<i32> {
     let first = lock.split(|&byte| byte == b'\n').next()?;
     str::from_utf8(first).ok()?.trim().parse().ok()
 }
@@ -221,9 +221,7 @@ pub(super) fn is_alive(pid: i32) -> bool {
 pub(super) fn children_of(parent: i32) -> Vec<i32> {
     let pids = processes().unwrap_or_default();
     let is_child = |pid: &i32| {
-        // The parent is field 4.
-        stat_fields(*pid)
-            .is_some_and(|fields| !has_ended(&fields) && fields.get(1) == Some(&parent.to_string()))
+        stat_fields(*pid).is_some_and(|fields| !has_ended(&fields) && parent_in(&fields) == Some(parent))
     };
     pids.into_iter().filter(is_child).collect()
 }
@@ -233,9 +231,22 @@ pub(super) fn is_zombie(pid: i32) -> bool {
     stat_fields(pid).is_some_and(|fields| has_ended(&fields))
 }
 
-/// The fields of `/proc/PID/stat` from the state on, 3 in proc_pid_stat(5).
+/// The process that has started this one.
+pub(crate) fn parent_of(pid: i32) -> Option<i32> {
+    parent_in(&stat_fields(pid)?)
+}
+
+/// The parent is field 4.
+fn parent_in(fields: &[String]) -> Option<i32> {
+    fields.get(1)?.parse().ok()
+}
+
 fn stat_fields(pid: i32) -> Option<Vec<String>> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    fields_in(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+/// The fields of `/proc/PID/stat` from the state on, 3 in proc_pid_stat(5).
+fn fields_in(stat: &str) -> Option<Vec<String>> {
     // The name, in brackets, may hold anything.
     let fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
     Some(fields.map(str::to_owned).collect())
@@ -307,6 +318,15 @@ mod tests {
     use std::time::{Duration, Instant};
 
     const POLL: Duration = Duration::from_millis(20);
+
+    #[test]
+    fn the_parent_is_behind_the_name_of_the_process() {
+        let parent = |stat| fields_in(stat).and_then(|fields| parent_in(&fields));
+        assert_eq!(parent("42 (postgres) S 7 42 42 0 -1"), Some(7));
+        assert_eq!(parent("42 (a) b (c) R 8 42"), Some(8));
+        assert_eq!(parent("42"), None);
+        assert_eq!(parent(""), None);
+    }
 
     /// As this very process would write it, had it begun so much earlier or later.
     fn pid_file(pid: u32, later_s: i64) -> String {

@@ -16,10 +16,10 @@ use rustix::fs::{Advice, FallocateFlags, FileType, fadvise, fallocate};
 
 use super::place::{Place, dress};
 use super::source::{FileContent, PartWindows, Wanted};
-use super::throttle::Throttle;
 use super::tree_writer::interrupted;
 use super::view::SourceFile;
 use crate::error::Error;
+use crate::throttle::Throttle;
 
 /// Bytes of one part: large enough that reading packs stays sequential, small enough for all threads to have work at the
 /// end.

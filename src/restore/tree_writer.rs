@@ -18,11 +18,11 @@ use super::like::Like;
 use super::own_files::OwnFiles;
 use super::part::Part;
 use super::place::Place;
-use super::throttle::Throttle;
 use super::view::{SourceFile, ViewTree, Visitor};
 use crate::error::Error;
 use crate::progress::Progress;
 use crate::signals::Interruption;
+use crate::throttle::Throttle;
 
 /// Parts that wait for a thread. Each has a descriptor of its directory.
 const QUEUE: usize = 64;

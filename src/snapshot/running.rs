@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::places::is_same;
 use crate::import::directory::read_small;
+use crate::instance::{self, PID_FILE};
 
 /// The most that `postmaster.pid` may have.
 const SMALL_BYTES: u64 = 64 << 10;
@@ -22,10 +23,10 @@ pub(super) struct PidFile {
 
 /// Reads it; `None` where it is not, or holds no process. A snapshot of a running server has that of the server.
 pub(super) fn pid_file(data: &Path) -> Option<PidFile> {
-    let bytes = read_small(&data.join("postmaster.pid"), SMALL_BYTES).ok()??;
-    let mut lines = bytes.split(|byte| *byte == b'\n');
-    let pid = std::str::from_utf8(lines.next()?).ok()?.trim().parse().ok()?;
-    let said = lines.next().map(|line| PathBuf::from(OsStr::from_bytes(line)));
+    let bytes = read_small(&data.join(PID_FILE), SMALL_BYTES).ok()??;
+    let pid = u32::try_from(instance::holder_of(&bytes)?).ok()?;
+    let said = bytes.split(|byte| *byte == b'\n').nth(1);
+    let said = said.map(|line| PathBuf::from(OsStr::from_bytes(line)));
     Some(PidFile {
         pid,
         data: said.filter(|said| said.is_absolute()),

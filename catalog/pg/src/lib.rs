@@ -28,6 +28,7 @@ pub mod history;
 pub mod incremental;
 pub mod page;
 pub mod pg_control;
+pub mod recreated;
 pub mod relation_name;
 pub mod socket;
 pub mod tablespace_map;

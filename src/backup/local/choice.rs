@@ -9,6 +9,9 @@ use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use barmanfs_pg::recreated::{
+    EMPTIED_DIRECTORIES, is_relation_cache, is_temporary_file, is_temporary_relation,
+};
 use barmanfs_pg::relation_name::{self, Fork};
 use barmanfs_store::Attributes;
 
@@ -16,22 +19,10 @@ use super::CONTROL;
 use super::place::{DataDirectory, in_seconds};
 use crate::backup::pages::is_unlogged;
 use crate::backup::wal_directories;
-use crate::clone::backup_contents::is_temporary_relation;
 use crate::error::Error;
 use crate::output::printable;
 use crate::signals::Interruption;
 use crate::walk::{self, Choice, Visitor, attributes, cannot_read};
-
-/// Directories that a server needs, and empties when it starts.
-const EMPTIED: [&[u8]; 7] = [
-    b"pg_dynshmem",
-    b"pg_notify",
-    b"pg_replslot",
-    b"pg_serial",
-    b"pg_snapshots",
-    b"pg_stat_tmp",
-    b"pg_subtrans",
-];
 
 /// Files of a running server, or of another backup.
 const LEFT_OUT: [&[u8]; 7] = [
@@ -43,9 +34,6 @@ const LEFT_OUT: [&[u8]; 7] = [
     b"postmaster.pid",
     b"tablespace_map",
 ];
-
-/// How the names of temporary files and of a cache begin.
-const LEFT_OUT_PREFIXES: [&[u8]; 2] = [b"pgsql_tmp", b"pg_internal.init"];
 
 /// Directories without which no server starts. The server leaves out what is a link.
 const NEVER_LINKS: [&[u8]; 4] = [b"base", b"global", b"pg_multixact", b"pg_xact"];
@@ -190,7 +178,7 @@ impl Visitor for Walking<'_, '_> {
             }
             return Ok(Choice::Stored);
         }
-        if EMPTIED.contains(&name) && (found.is_dir() || found.is_symlink()) {
+        if EMPTIED_DIRECTORIES.contains(&name) && (found.is_dir() || found.is_symlink()) {
             self.target.directory(path, as_directory(found))?;
             return Ok(Choice::Stored);
         }
@@ -291,7 +279,7 @@ fn split(path: &[u8]) -> (&[u8], &[u8]) {
 }
 
 fn is_left_out(name: &[u8]) -> bool {
-    LEFT_OUT.contains(&name) || LEFT_OUT_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+    LEFT_OUT.contains(&name) || is_temporary_file(name) || is_relation_cache(name)
 }
 
 fn is_oid(name: &[u8]) -> bool {

@@ -12,6 +12,7 @@ use barmanfs_store::Attributes;
 
 use crate::cluster::{ConfigurationPaths, ServerSettings};
 use crate::error::Error;
+use crate::instance::{self, PID_FILE};
 use crate::output::printable;
 use crate::walk::{attributes, cannot_read, read_small};
 
@@ -82,14 +83,9 @@ impl DataDirectory {
     /// # Errors
     /// When it is another one, or it cannot be told.
     pub(super) fn prove(&self, process: u32) -> Result<(), Error> {
-        let pid = read_small(&self.path.join("postmaster.pid"), SMALL_BYTES)?.unwrap_or_default();
-        let pid = String::from_utf8_lossy(&pid);
-        let postmaster = pid
-            .lines()
-            .next()
-            .and_then(|line| line.trim().parse::<u32>().ok());
-        let parent = fs::read_to_string(format!("/proc/{process}/stat")).ok();
-        let parent = parent.as_deref().and_then(parent_in);
+        let file = read_small(&self.path.join(PID_FILE), SMALL_BYTES)?.unwrap_or_default();
+        let postmaster = instance::holder_of(&file);
+        let parent = i32::try_from(process).ok().and_then(instance::parent_of);
         let is_elsewhere = || {
             let cwd = postmaster.and_then(|pid| fs::metadata(format!("/proc/{pid}/cwd")).ok());
             let here = fs::metadata(&self.path).ok();
@@ -175,24 +171,5 @@ pub(super) fn in_seconds(attributes: Attributes) -> Attributes {
     Attributes {
         mtime_ns: 0,
         ..attributes
-    }
-}
-
-/// The parent in `/proc/<pid>/stat`. The name of the process is in parentheses, and may have any characters.
-fn parent_in(stat: &str) -> Option<u32> {
-    let (_, rest) = stat.rsplit_once(')')?;
-    rest.split_whitespace().nth(1)?.parse().ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_parent_is_behind_the_name_of_the_process() {
-        assert_eq!(parent_in("42 (postgres) S 7 42 42 0 -1"), Some(7));
-        assert_eq!(parent_in("42 (a) b (c) R 8 42"), Some(8));
-        assert_eq!(parent_in("42"), None);
-        assert_eq!(parent_in(""), None);
     }
 }

@@ -11,12 +11,12 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use super::changes::Base;
 use super::choice::{Job, Target, Walk};
 use super::reader::Reader;
-use super::throttle::Throttle;
 use crate::backup::incremental::NoIncrement;
 use crate::backup::pages::{Findings, Rules};
 use crate::error::Error;
 use crate::progress::Progress;
 use crate::signals::Interruption;
+use crate::throttle::Throttle;
 
 /// Files that wait for a thread.
 const WAITING_MAX: usize = 64;
@@ -121,7 +121,7 @@ impl Readers<'_> {
         self.progress
             .set(done, self.total_bytes.map(|total| total.max(done)));
         if let Some(throttle) = self.throttle {
-            throttle.wait(bytes, self.signals);
+            throttle.take_or_stop(bytes, self.signals);
         }
     }
 }

@@ -19,9 +19,9 @@ use crate::restore::remote::RemoteShell;
 use crate::restore::remote::shell::{BEAT_EVERY, Output, Session, word};
 use crate::restore::space::TreeSize;
 use crate::restore::tablespaces::Relocations;
-use crate::restore::throttle::Throttle;
 use crate::restore::view::ViewTree;
 use crate::restore::{Restored, WriteOptions};
+use crate::throttle::Throttle;
 
 /// An agent names at most so many removed entries.
 const MAX_REMOVED: usize = 20_000;

@@ -9,8 +9,8 @@ use barmanfs_store::{ChunkId, Window};
 use super::wire::{self, Bytes, Entries, Failure, FarEntry, FarKind, Frame, Request};
 use crate::error::Error;
 use crate::restore::source::{FileContent, PartWindows, Wanted};
-use crate::restore::throttle::Throttle;
 use crate::restore::view::ViewTree;
+use crate::throttle::Throttle;
 
 /// Entries in one frame.
 const ENTRIES_AT_ONCE: usize = 1000;

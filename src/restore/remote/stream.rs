@@ -11,9 +11,9 @@ use tar::{Builder, EntryType, Header};
 use super::shell::{RemoteShell, Session, word};
 use crate::error::Error;
 use crate::restore::source::FileContent;
-use crate::restore::throttle::Throttle;
 use crate::restore::tree_writer::interrupted;
 use crate::restore::view::SourceFile;
+use crate::throttle::Throttle;
 
 /// As many bytes as a window has, mostly: each is decoded once.
 const READ_BYTES: usize = 128 << 10;

@@ -21,10 +21,10 @@ use crate::restore::destination::{GLOBAL, HELD, held_name};
 use crate::restore::first_error::FirstError;
 use crate::restore::part::Part;
 use crate::restore::tablespaces::Relocations;
-use crate::restore::throttle::Throttle;
 use crate::restore::tree_writer::interrupted;
 use crate::restore::view::{SourceFile, ViewTree, Visitor};
 use crate::signals::Interruption;
+use crate::throttle::Throttle;
 
 /// Files that wait for a stream.
 const QUEUE: usize = 64;
