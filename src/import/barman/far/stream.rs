@@ -14,7 +14,7 @@ pub(super) struct Stream {
     on_loss: OnLoss,
 }
 
-/// What is called with the reason when the connection is lost.
+/// Holds the first reason why nothing more can be read.
 pub(super) type OnLoss = std::sync::Arc<std::sync::Mutex<Option<Error>>>;
 
 impl Stream {
