@@ -2,13 +2,17 @@
 //! packs that wait for them.
 
 pub(crate) mod chunk_index;
+pub(crate) mod chunk_lists;
 pub(crate) mod chunk_set;
 pub(crate) mod condemned;
+pub(crate) mod convert;
 pub(crate) mod db;
+pub(crate) mod footer_ids;
 pub(crate) mod read_segments;
 pub(crate) mod records;
 pub(crate) mod repository;
 pub(crate) mod reserve;
+pub(crate) mod runs;
 pub(crate) mod schema;
 pub(crate) mod sorted;
 pub(crate) mod unread;

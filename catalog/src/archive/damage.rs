@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use crate::archive::backup::Backup;
 use crate::error::Result;
 use crate::home::now;
-use crate::index::chunk_index::places;
+use crate::index::chunk_index::{each_based_on, places};
 use crate::index::records::{self, Deletion, Kind};
 use crate::index::repository::Repository;
 use crate::names::BackupId;
@@ -162,7 +162,7 @@ const LOST_IN_MEMORY_MAX: usize = 1 << 20;
 enum Lost {
     /// These.
     Known(HashSet<ChunkId>),
-    /// Too many to keep them in memory.
+    /// Too many to keep them in memory, or not all have a name.
     Many,
 }
 
@@ -182,17 +182,16 @@ impl Lost {
             return Ok(Self::Known(lost));
         }
         // A base is never a delta itself.
-        let mut deltas = db.prepare_cached("SELECT id, base FROM chunks WHERE base IS NOT NULL")?;
-        let mut rows = deltas.query([])?;
         let mut based = HashSet::new();
-        while let Some(row) = rows.next()? {
-            let id = ChunkId(row.get(0)?);
-            if lost.contains(&ChunkId(row.get(1)?)) && is_lost(db, &id)? {
+        let is_told = each_based_on(db, &lost, &mut |id| {
+            let Some(id) = id else { return Ok(false) };
+            if is_lost(db, &id)? {
                 based.insert(id);
             }
-            if lost.len() + based.len() > in_memory_max {
-                return Ok(Self::Many);
-            }
+            Ok(lost.len() + based.len() <= in_memory_max)
+        })?;
+        if !is_told {
+            return Ok(Self::Many);
         }
         lost.extend(based);
         Ok(Self::Known(lost))
@@ -403,6 +402,8 @@ impl Repository {
 
 #[cfg(test)]
 mod tests {
+    use barmanfs_store::{Encoding, Frame, PackWriter};
+
     use super::*;
     use crate::index::repository::temporary;
 
@@ -411,25 +412,21 @@ mod tests {
     const DAMAGED: ChunkId = ChunkId([3; 32]);
     const BASED_ON_DAMAGED: ChunkId = ChunkId([4; 32]);
 
-    fn with_losses() -> (tempfile::TempDir, Repository) {
+    fn with_losses() -> (tempfile::TempDir, Repository, PackId) {
         let (directory, repository) = temporary();
-        let pack = PackId([9; 16]);
+        let mut pack = PackWriter::begin(repository.storage.as_ref()).unwrap();
+        for (id, base) in [(GOOD, None), (DAMAGED, None), (BASED_ON_DAMAGED, Some(DAMAGED))] {
+            let frame = Frame {
+                encoding: base.map_or(Encoding::Stored, |_| Encoding::Delta),
+                bytes: vec![1; 3],
+            };
+            pack.append(id, 3, base, &frame).unwrap();
+        }
+        let writer = repository.writer("test").unwrap();
+        let pack = pack.close().unwrap();
+        writer.publish(&pack).unwrap();
         let entered = repository.db.write(|db| {
-            db.execute(
-                "INSERT INTO packs (seq, id, bytes, chunks, stored_bytes, raw_bytes) VALUES (1, ?1, 9, 3, 9, 9)",
-                [pack.as_bytes()],
-            )?;
-            for (id, base) in [
-                (GOOD, None),
-                (DAMAGED, None),
-                (BASED_ON_DAMAGED, Some(DAMAGED)),
-            ] {
-                db.execute(
-                    "INSERT INTO chunks VALUES (?1, 1, 0, 3, 3, 0, ?2)",
-                    params![id.as_bytes(), base.map(|base| base.as_bytes().to_vec())],
-                )?;
-            }
-            for (id, pack) in [(GONE, NO_PACK), (DAMAGED, pack)] {
+            for (id, pack) in [(GONE, NO_PACK), (DAMAGED, pack.id)] {
                 db.execute(
                     "INSERT INTO damaged VALUES (?1, ?2, 1)",
                     params![id.as_bytes(), pack.as_bytes()],
@@ -438,12 +435,12 @@ mod tests {
             Ok(())
         });
         entered.unwrap();
-        (directory, repository)
+        (directory, repository, pack.id)
     }
 
     #[test]
     fn what_is_lost_is_told_in_memory_and_beyond_its_bound() {
-        let (_directory, repository) = with_losses();
+        let (_directory, repository, _) = with_losses();
         for (in_memory_max, is_known) in [(3, true), (2, false), (1, false)] {
             let lost = repository.db.read(|db| Lost::find(db, in_memory_max)).unwrap();
             assert_eq!(matches!(lost, Lost::Known(_)), is_known, "{in_memory_max}");
@@ -467,8 +464,7 @@ mod tests {
 
     #[test]
     fn damaged_chunks_of_a_pack_are_looked_up_one_by_one() {
-        let (_directory, repository) = with_losses();
-        let pack = PackId([9; 16]);
+        let (_directory, repository, pack) = with_losses();
         let asked = |chunks: &[ChunkId]| {
             let found = repository.db.read(|db| is_any_damaged(db, pack, chunks));
             found.unwrap()
@@ -479,7 +475,7 @@ mod tests {
 
     #[test]
     fn the_mark_of_a_new_catalog_counts_as_no_chunk() {
-        let (_directory, repository) = with_losses();
+        let (_directory, repository, _) = with_losses();
         let counted = KnownLoss {
             in_no_pack: 1,
             damaged: 1,

@@ -1,5 +1,12 @@
 //! Where chunks are: the store's [`ChunkIndex`] on the catalog's tables.
 //!
+//! The catalog finds places by shortened ids ([`runs`]), and knows sizes, encodings and bases of what is there
+//! ([`chunk_lists`]). Which chunk that is, the pack's footer says
+//! ([`footer_ids`](crate::index::footer_ids)). It is read where a mistake would lose data: before a writer refers to a place,
+//! and where a shortened id has several places. A single place is given to readers as it is: they check what they
+//! decode. That of a chunk that no pack holds may then be one of another chunk, with a probability of 2^-35 where there are
+//! 500 million.
+//!
 //! A chunk may have several places. Which one is returned decides what may be removed later:
 //!
 //! - A place that is known to be damaged, or that holds a delta with a damaged base, ranks after all others and is
@@ -7,29 +14,35 @@
 //!   is the one that stays.
 //! - Readers get a whole frame before a delta, because a chunk that is the base of a delta must be found whole. They
 //!   get a place in a pack that stays before one in a condemned pack.
-//! - Writers get only places they may refer to from now on: in a pack that is not condemned and, for a delta, with a
+//! - Writers get only places of which it is certain that they have the chunk, and that they may refer to from now on: in a pack that is not condemned and, for a delta, with a
 //!   base that is whole and in such a pack, too. A dead delta can outlive its base: the sweep that condemned the base's
 //!   pack found nothing that needed it.
 
+use std::collections::HashSet;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use barmanfs_store::{ChunkId, ChunkIndex, ChunkLocation, ClosedPack, Encoding, PackId};
-use rusqlite::{Connection, Row, params};
+use barmanfs_store::{ChunkId, ChunkIndex, ChunkLocation, ClosedPack, PackId};
+use rusqlite::{Connection, params};
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::home::presence::WriterName;
+use crate::index::chunk_lists;
 use crate::index::condemned::is_condemned;
 use crate::index::db::Db;
 use crate::index::records;
 use crate::index::repository::Repository;
+use crate::index::runs::{self, Candidate, Key};
 use crate::index::unread::Surveyor;
 
-/// Number of rows a warm-up reads at most: some 300 MB of the index, the chunks of half a terabyte of windows, in a few
-/// seconds.
-const WARM_CHUNKS_MAX: usize = 4_000_000;
+#[cfg(test)]
+mod tests;
 
-/// Rows of one warm-up query: some milliseconds.
-const WARM_STEP: usize = 10_000;
+/// Number of pages a warm-up reads at most: 300 MB of the index, the chunks of two terabytes of windows, in a few seconds.
+const WARM_PAGES_MAX: usize = 75_000;
+
+/// Pages of one warm-up query: some milliseconds.
+const WARM_STEP: usize = 250;
 
 /// The index as one user of the repository sees it.
 #[derive(Debug)]
@@ -73,7 +86,7 @@ impl CatalogIndex {
 
 impl ChunkIndex for CatalogIndex {
     fn locate(&self, id: &ChunkId) -> barmanfs_store::Result<Option<ChunkLocation>> {
-        let best = |db: &Connection| best_location(db, id);
+        let best = |db: &Connection| location_to_read(db, id);
         match (self.db.read(best)?, &self.surveyor) {
             (None, Some(surveyor)) if surveyor.adopt()? => Ok(self.db.read(best)?),
             (found, _) => Ok(found),
@@ -84,7 +97,7 @@ impl ChunkIndex for CatalogIndex {
     fn locate_all(&self, ids: &[ChunkId]) -> barmanfs_store::Result<Vec<ChunkLocation>> {
         let all = |db: &Connection| {
             let view = db.unchecked_transaction()?;
-            let places = ids.iter().map(|id| best_location(&view, id));
+            let places = ids.iter().map(|id| location_to_read(&view, id));
             places.filter_map(Result::transpose).collect()
         };
         Ok(self.db.read(all)?)
@@ -100,13 +113,14 @@ impl ChunkIndex for CatalogIndex {
     }
 
     fn locate_reusable(&self, id: &ChunkId) -> barmanfs_store::Result<Option<ChunkLocation>> {
-        let reusable = |db: &Connection| Ok(reusable_place(db, id)?.map(|place| place.location));
+        let reusable = |db: &Connection| Ok(proven_place(db, id)?.map(|place| place.location));
         Ok(self.db.read(reusable)?)
     }
 
     fn publish(&self, pack: &ClosedPack) -> barmanfs_store::Result<()> {
         let entered = self.db.write(|transaction| {
             let entered = records::enter(transaction, self.db.derive(), pack, self.writer.as_ref())?;
+            self.db.ids().keep(pack);
             // This process must be able to read what it wrote; if it cannot, nothing may be acknowledged.
             match entered.bad_records.into_iter().next() {
                 Some(error) => Err(error),
@@ -124,19 +138,29 @@ impl Repository {
     /// # Errors
     /// When the catalog cannot be read.
     pub fn warm_index(&self) -> Result<()> {
-        let mut after = Vec::new();
-        let mut read = 0;
-        while read < WARM_CHUNKS_MAX {
-            // In steps: a query that runs for seconds would keep the catalog's WAL from being truncated.
-            let last: Option<Vec<u8>> = self.db.read(|db| {
-                let mut step = db.prepare_cached(
-                    "SELECT max(id) FROM (SELECT id FROM chunks WHERE id > ?1 ORDER BY id LIMIT ?2)",
-                )?;
-                Ok(step.query_row(params![after, WARM_STEP], |row| row.get(0))?)
-            })?;
-            let Some(last) = last else { break };
-            after = last;
-            read += WARM_STEP;
+        let mut left = WARM_PAGES_MAX;
+        for pages in [
+            "SELECT first, entries FROM run_pages WHERE first > ?1 ORDER BY first LIMIT ?2",
+            "SELECT first, list FROM chunk_lists WHERE first > ?1 ORDER BY first LIMIT ?2",
+        ] {
+            let mut after = i64::MIN;
+            while left > 0 {
+                // In steps: a query that runs for seconds would keep the catalog's WAL from being truncated.
+                let read = self.db.read(|db| {
+                    let mut step = db.prepare_cached(pages)?;
+                    let mut rows = step.query(params![after, left.min(WARM_STEP)])?;
+                    let mut read = 0;
+                    while let Some(row) = rows.next()? {
+                        after = row.get(0)?;
+                        read += 1;
+                    }
+                    Ok(read)
+                })?;
+                if read == 0 {
+                    break;
+                }
+                left -= read;
+            }
         }
         Ok(())
     }
@@ -154,21 +178,35 @@ pub(crate) fn all_is_reusable(db: &Connection) -> Result<bool> {
     Ok(!exception.exists([])?)
 }
 
-/// The best place for readers.
-fn best_location(db: &Connection, id: &ChunkId) -> Result<Option<ChunkLocation>> {
-    let mut best = None;
-    each_place(db, id, |place| keep_better(&mut best, place))?;
-    Ok(best.map(|place| place.location))
+fn location_to_read(db: &Connection, id: &ChunkId) -> Result<Option<ChunkLocation>> {
+    Ok(place_to_read(db, id)?.map(|place| place.location))
 }
 
-/// The place that writers may refer to.
-pub(crate) fn reusable_place(db: &Connection, id: &ChunkId) -> Result<Option<Place>> {
-    let mut best = None;
-    each_place(db, id, |place| {
-        if !place.condemned && !place.damaged {
-            keep_better(&mut best, place);
-        }
+/// The place that readers try first. The first good one will do, without a look at all others.
+fn place_to_read(db: &Connection, id: &ChunkId) -> Result<Option<Place>> {
+    let mut good = None;
+    let found = Found::all(db, id, |place| {
+        let is_good = !place.damaged && !place.condemned && place.location.base.is_none();
+        good = is_good.then_some(*place);
+        is_good
     })?;
+    match good {
+        Some(place) => Ok(Some(place)),
+        None => Ok(best(found.likely(db, id)?)),
+    }
+}
+
+/// The place that writers may refer to, if it is certain that it has this chunk.
+pub(crate) fn proven_place(db: &Connection, id: &ChunkId) -> Result<Option<Place>> {
+    let reusable = Found::all(db, id, |_| false)?.retain(is_reusable);
+    with_reusable_base(db, best(reusable.proven(db, id)?))
+}
+
+fn is_reusable(place: &Place) -> bool {
+    !place.condemned && !place.damaged
+}
+
+fn with_reusable_base(db: &Connection, best: Option<Place>) -> Result<Option<Place>> {
     match best.and_then(|place| place.location.base) {
         Some(base) if whole_place(db, &base)?.is_none_or(|base| base.condemned) => Ok(None),
         _ => Ok(best),
@@ -177,95 +215,223 @@ pub(crate) fn reusable_place(db: &Connection, id: &ChunkId) -> Result<Option<Pla
 
 /// The place that a sweep keeps: the one that writers get or, if there is none, the best one.
 pub(crate) fn kept_place(db: &Connection, id: &ChunkId) -> Result<Option<Place>> {
-    if let Some(place) = reusable_place(db, id)? {
-        return Ok(Some(place));
+    let likely = Found::all(db, id, |_| false)?.likely(db, id)?;
+    let reusable = best(likely.iter().copied().filter(is_reusable));
+    match with_reusable_base(db, reusable)? {
+        Some(place) => Ok(Some(place)),
+        None => Ok(best(likely)),
     }
-    let mut best = None;
-    each_place(db, id, |place| keep_better(&mut best, place))?;
-    Ok(best)
 }
 
 /// All places, the best first.
 pub(crate) fn places(db: &Connection, id: &ChunkId) -> Result<Vec<Place>> {
-    let mut places = Vec::new();
-    each_place(db, id, |place| places.push(place))?;
-    places.sort_by_key(rank);
-    Ok(places)
+    let mut sorted = Found::all(db, id, |_| false)?.sorted(db, id)?;
+    sorted.proven.sort_by_key(rank);
+    sorted.uncertain.sort_by_key(rank);
+    sorted.proven.append(&mut sorted.uncertain);
+    Ok(sorted.proven)
 }
 
 /// The chunk's place in this pack.
 pub(crate) fn place_in(db: &Connection, id: &ChunkId, pack: PackId) -> Result<Option<Place>> {
-    let mut found = None;
-    each_place(db, id, |place| {
-        if place.location.pack == pack {
-            found = Some(place);
-        }
-    })?;
-    Ok(found)
+    let found = Found::all(db, id, |_| false)?.retain(|place| place.location.pack == pack);
+    Ok(best(found.likely(db, id)?))
 }
 
 /// The best place where the chunk is whole, as a delta's base has to be.
 pub(crate) fn whole_place(db: &Connection, id: &ChunkId) -> Result<Option<Place>> {
-    let mut best = None;
-    each_place(db, id, |place| {
-        if place.location.base.is_none() {
-            keep_better(&mut best, place);
+    let likely = Found::all(db, id, |_| false)?.likely(db, id)?;
+    Ok(best(
+        likely.into_iter().filter(|place| place.location.base.is_none()),
+    ))
+}
+
+/// Calls `each` with the deltas that have one of these bases, until it returns false; with `None` for one whose id is not
+/// known, because the footer of its pack cannot be read. Reads what is listed of all packs. Returns whether it came to the end.
+pub(crate) fn each_based_on(
+    db: &Connection,
+    bases: &HashSet<ChunkId>,
+    each: &mut dyn FnMut(Option<ChunkId>) -> Result<bool>,
+) -> Result<bool> {
+    let mut lists = db.prepare_cached(
+        "SELECT p.id, l.list FROM chunk_lists l CROSS JOIN packs p ON p.seq = l.first >> 16 ORDER BY l.first",
+    )?;
+    let mut rows = lists.query([])?;
+    while let Some(row) = rows.next()? {
+        let pack = PackId(row.get(0)?);
+        for chunk in chunk_lists::each(row.get_ref(1)?.as_blob().map_err(rusqlite::Error::from)?) {
+            let location = chunk?.location(pack);
+            if location.base.is_some_and(|base| bases.contains(&base)) && !each(id_at(db, &location)?)? {
+                return Ok(false);
+            }
         }
-    })?;
-    Ok(best)
+    }
+    Ok(true)
 }
 
 /// The order of places: readable before damaged, whole before delta, staying before condemned, then the oldest pack. So
 /// the answer is the same each time.
-fn rank(place: &Place) -> (bool, bool, bool, i64) {
+fn rank(place: &Place) -> (bool, bool, bool, i64, u32) {
     let is_delta = place.location.base.is_some();
-    (place.damaged, is_delta, place.condemned, place.pack)
+    (
+        place.damaged,
+        is_delta,
+        place.condemned,
+        place.pack,
+        place.location.offset,
+    )
 }
 
-fn keep_better(best: &mut Option<Place>, place: Place) {
-    if best.as_ref().is_none_or(|best| rank(&place) < rank(best)) {
-        *best = Some(place);
+fn best(places: impl IntoIterator<Item = Place>) -> Option<Place> {
+    places.into_iter().min_by_key(rank)
+}
+
+/// The places that a shortened id has.
+struct Found {
+    places: Vec<Place>,
+}
+
+impl Found {
+    /// Looks for them, until `stop` returns true for one.
+    fn all(db: &Connection, id: &ChunkId, mut stop: impl FnMut(&Place) -> bool) -> Result<Self> {
+        Self::listed(db, id, |place| {
+            place.damaged = is_damaged(db, id, place)?;
+            Ok(stop(place))
+        })
+    }
+
+    fn listed(
+        db: &Connection,
+        id: &ChunkId,
+        mut stop: impl FnMut(&mut Place) -> Result<bool>,
+    ) -> Result<Self> {
+        let mut places: Vec<Place> = Vec::new();
+        runs::candidates(db, Key::from(id), &mut |candidate| {
+            if let Some(mut place) = place(db, candidate)?
+                && !places.iter().any(|known| is_same(known, &place))
+            {
+                let is_enough = stop(&mut place)?;
+                places.push(place);
+                if is_enough {
+                    return Ok(ControlFlow::Break(()));
+                }
+            }
+            Ok(ControlFlow::Continue(()))
+        })?;
+        Ok(Self { places })
+    }
+
+    fn retain(mut self, keep: impl FnMut(&Place) -> bool) -> Self {
+        self.places.retain(keep);
+        self
+    }
+
+    /// Those that have this chunk. A place that is the only one is believed without a look: whatever is read there is checked
+    /// against the id. Of several, other chunks are left out, and those that are not certain where others are.
+    fn likely(self, db: &Connection, id: &ChunkId) -> Result<Vec<Place>> {
+        let sorted = self.sorted(db, id)?;
+        Ok(match sorted.proven.is_empty() {
+            true => sorted.uncertain,
+            false => sorted.proven,
+        })
+    }
+
+    /// Those that have this chunk, and those that may have it. The only one is believed.
+    fn sorted(self, db: &Connection, id: &ChunkId) -> Result<Sorted> {
+        let mut sorted = Sorted::default();
+        if self.places.len() < 2 {
+            sorted.uncertain = self.places;
+            return Ok(sorted);
+        }
+        for place in self.places {
+            match id_at(db, &place.location)? {
+                Some(found) if found == *id => sorted.proven.push(place),
+                Some(_) => {}
+                None => sorted.uncertain.push(place),
+            }
+        }
+        Ok(sorted)
+    }
+
+    /// Those of which it is certain.
+    fn proven(self, db: &Connection, id: &ChunkId) -> Result<Vec<Place>> {
+        let mut proven = Vec::new();
+        for place in self.places {
+            if id_at(db, &place.location)?.as_ref() == Some(id) {
+                proven.push(place);
+            }
+        }
+        Ok(proven)
     }
 }
 
-/// Calls `each` with all places of a chunk.
-fn each_place(db: &Connection, id: &ChunkId, mut each: impl FnMut(Place)) -> Result<()> {
-    let mut places = db.prepare_cached(concat!(
-        "SELECT c.pack, p.id, ",
+/// Places of a shortened id, by what is known of the chunk there.
+#[derive(Default)]
+struct Sorted {
+    /// It is the one that is looked for.
+    proven: Vec<Place>,
+    /// It may be the one.
+    uncertain: Vec<Place>,
+}
+
+fn is_same(place: &Place, other: &Place) -> bool {
+    (place.pack, place.location.offset) == (other.pack, other.location.offset)
+}
+
+/// Which chunk the footer of the pack has at a place; `None` if it cannot be read.
+fn id_at(db: &Connection, place: &ChunkLocation) -> Result<Option<ChunkId>> {
+    let mut id = db.prepare_cached("SELECT chunk_id(?1, ?2)")?;
+    let id: Option<[u8; ChunkId::BYTES]> =
+        id.query_row(params![place.pack.as_bytes(), place.offset], |row| row.get(0))?;
+    Ok(id.map(ChunkId))
+}
+
+/// What is listed at a candidate's place; nothing if its pack is gone.
+fn place(db: &Connection, candidate: Candidate) -> Result<Option<Place>> {
+    let mut listed = db.prepare_cached(concat!(
+        "SELECT p.id, ",
         is_condemned!("p"),
-        ", c.position, c.stored_bytes, c.raw_bytes, c.encoding, c.base,
-             CASE WHEN EXISTS (SELECT 1 FROM damaged d WHERE d.id = c.id AND d.pack = p.id) THEN 1
-             WHEN c.base IS NULL OR NOT EXISTS (SELECT 1 FROM damaged d WHERE d.id = c.base) THEN 0
-             ELSE NOT EXISTS (
-                 SELECT 1 FROM chunks b CROSS JOIN packs q ON q.seq = b.pack WHERE b.id = c.base AND b.base IS NULL
-                 AND NOT EXISTS (SELECT 1 FROM damaged d WHERE d.id = b.id AND d.pack = q.id)) END
-         FROM chunks c CROSS JOIN packs p ON p.seq = c.pack WHERE c.id = ?1",
+        ", l.first, l.list FROM packs p CROSS JOIN chunk_lists l WHERE p.seq = ?1
+         AND l.first = (SELECT max(m.first) FROM chunk_lists m WHERE m.first BETWEEN ?2 AND ?3)",
     ))?;
-    let mut rows = places.query([id.as_bytes()])?;
-    while let Some(row) = rows.next()? {
-        each(place(row)?);
-    }
-    Ok(())
+    let Candidate { pack, number } = candidate;
+    let (first, key) = (chunk_lists::key(pack, 0), chunk_lists::key(pack, number));
+    let mut rows = listed.query(params![pack, first, key])?;
+    let Some(row) = rows.next()? else { return Ok(None) };
+    let position = usize::from(number - chunk_lists::of_key(row.get(2)?).1);
+    let list = row.get_ref(3)?.as_blob().map_err(rusqlite::Error::from)?;
+    let Some(chunk) = chunk_lists::at(list, position)? else {
+        return Ok(None);
+    };
+    Ok(Some(Place {
+        pack,
+        condemned: row.get(1)?,
+        damaged: false,
+        location: chunk.location(PackId(row.get(0)?)),
+    }))
 }
 
-fn place(row: &Row<'_>) -> Result<Place> {
-    let number: u8 = row.get(6)?;
-    let encoding = Encoding::from_u8(number).ok_or_else(|| Error::CatalogDamaged {
-        path: std::path::PathBuf::new(),
-        reason: format!("Unknown encoding {number} of a chunk"),
-    })?;
-    let location = ChunkLocation {
-        pack: PackId(row.get(1)?),
-        offset: row.get(3)?,
-        stored_bytes: row.get(4)?,
-        raw_bytes: row.get(5)?,
-        encoding,
-        base: row.get::<_, Option<[u8; ChunkId::BYTES]>>(7)?.map(ChunkId),
+/// Whether a chunk is known to be unreadable at a place: damaged there, or a delta whose base is damaged wherever it is whole.
+fn is_damaged(db: &Connection, id: &ChunkId, place: &Place) -> Result<bool> {
+    if is_damaged_in(db, id, place.location.pack)? {
+        return Ok(true);
+    }
+    let Some(base) = place.location.base else {
+        return Ok(false);
     };
-    Ok(Place {
-        pack: row.get(0)?,
-        condemned: row.get(2)?,
-        damaged: row.get(8)?,
-        location,
-    })
+    let mut anywhere = db.prepare_cached("SELECT 1 FROM damaged WHERE id = ?1")?;
+    if !anywhere.exists([base.as_bytes()])? {
+        return Ok(false);
+    }
+    for place in Found::listed(db, &base, |_| Ok(false))?.likely(db, &base)? {
+        if place.location.base.is_none() && !is_damaged_in(db, &base, place.location.pack)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn is_damaged_in(db: &Connection, id: &ChunkId, pack: PackId) -> Result<bool> {
+    let mut damaged = db.prepare_cached("SELECT 1 FROM damaged WHERE id = ?1 AND pack = ?2")?;
+    Ok(damaged.exists([id.as_bytes(), pack.as_bytes().as_slice()])?)
 }

@@ -14,7 +14,7 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rusqlite::config::DbConfig;
@@ -23,9 +23,12 @@ use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 use crate::error::{Error, Result};
 use crate::home::owner::Owner;
 use crate::home::{regular, with_suffix};
+use crate::index::convert;
+use crate::index::footer_ids::FooterIds;
 use crate::index::records::{self, Derive};
 use crate::index::schema;
 
+use barmanfs_store::PackStorage;
 use barmanfs_store::sync::lock;
 
 /// How long a statement waits for another process's write. Writes take milliseconds; a minute means a failing disk.
@@ -72,6 +75,7 @@ pub(crate) struct Db {
     /// The repository's owner: SQLite creates files next to the catalog.
     owner: Owner,
     derive: Derive,
+    ids: Arc<FooterIds>,
     pool: Mutex<Pool>,
     writer: Mutex<Option<(Identity, Link)>>,
 }
@@ -117,13 +121,20 @@ impl Db {
         create().map_err(|error| error.in_catalog(path))
     }
 
-    /// Opens the catalog.
+    /// Opens the catalog of these packs.
     ///
     /// # Errors
     /// [`Error::CatalogMissing`], [`Error::CatalogLayout`], [`Error::CatalogNewer`], [`Error::CatalogDamaged`].
-    pub(crate) fn open(path: &Path, owner: Owner, derive: Derive) -> Result<Self> {
+    pub(crate) fn open(
+        path: &Path,
+        owner: Owner,
+        derive: Derive,
+        packs: Arc<dyn PackStorage>,
+    ) -> Result<Self> {
         let identity = identify(path)?;
+        let ids = Arc::new(FooterIds::of(packs));
         let first = connect(path, &owner, derive)?;
+        ids.teach(&first.connection)?;
         let pool = Pool {
             identity,
             looked_at: Instant::now(),
@@ -134,6 +145,7 @@ impl Db {
             path: path.to_path_buf(),
             owner,
             derive,
+            ids,
             pool: Mutex::new(pool),
             writer: Mutex::new(None),
         })
@@ -144,8 +156,15 @@ impl Db {
         self.derive
     }
 
+    /// Which chunks the packs have, as their footers say.
+    pub(crate) fn ids(&self) -> &FooterIds {
+        &self.ids
+    }
+
     fn connect(&self) -> Result<Link> {
-        connect(&self.path, &self.owner, self.derive)
+        let link = connect(&self.path, &self.owner, self.derive)?;
+        self.ids.teach(&link.connection)?;
+        Ok(link)
     }
 
     /// Checks whether a rebuild replaced the file, and if so discards the connections to the old one. Returns how often
@@ -360,19 +379,23 @@ pub(crate) fn allow_shrinking(connection: &Connection) -> Result<()> {
 /// Creates the tables in an empty file.
 pub(crate) fn create_tables(connection: &Connection) -> Result<()> {
     connection.pragma_update(None, "application_id", schema::APPLICATION_ID)?;
-    let (create, meanings) = (schema::CREATE, schema::CREATE_MEANINGS);
-    connection.execute_batch(&format!("BEGIN; {create} {meanings} COMMIT;"))?;
+    let (create, places, meanings) = (schema::CREATE, schema::CREATE_PLACES, schema::CREATE_MEANINGS);
+    connection.execute_batch(&format!("BEGIN; {create} {places} {meanings} COMMIT;"))?;
     connection.pragma_update(None, "user_version", schema::LAYOUT)?;
     Ok(())
 }
 
-/// Upgrades a catalog of an earlier layout by rebuilding the tables that hold what its records mean. Other processes
+/// Upgrades a catalog of an earlier layout by making again the places of chunks and what its records mean. Other processes
 /// see either the complete upgrade or nothing of it.
 fn upgrade(connection: &mut Connection, derive: Derive) -> Result<()> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     // Another process may have been faster.
-    if layout(&transaction)? != schema::LAYOUT {
+    let found = layout(&transaction)?;
+    if found != schema::LAYOUT {
         tracing::info!("Making the catalog's index again, because this release keeps more in it");
+        if found <= schema::LAST_WITH_ROWS_OF_CHUNKS {
+            convert::places_of_chunks(&transaction)?;
+        }
         for table in schema::MEANINGS {
             transaction.execute_batch(&format!("DROP TABLE IF EXISTS {table}"))?;
         }

@@ -8,7 +8,7 @@
 
 use barmanfs_pg::TimestampMicros;
 use barmanfs_store::layout::MAX_RECORD_BYTES;
-use barmanfs_store::{ChunkId, ClosedPack, PackId, PackedChunk, Record, RecordId};
+use barmanfs_store::{ClosedPack, PackId, Record, RecordId};
 use rusqlite::types::ToSqlOutput;
 use rusqlite::{Connection, Row, ToSql, params};
 use serde::de::DeserializeOwned;
@@ -16,7 +16,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::home::presence::WriterName;
+use crate::index::chunk_lists::{self, ListedChunk};
 use crate::index::condemned;
+use crate::index::runs::{self, Key};
 
 /// Version of the payloads this release writes, and the newest it reads.
 const PAYLOAD_VERSION: u32 = 1;
@@ -205,7 +207,7 @@ pub(crate) fn enter(
     let Some(seq) = enter_pack_row(db, pack, writer)? else {
         return Ok(Entered::default());
     };
-    enter_chunks(db, seq, &pack.chunks)?;
+    enter_chunks(db, seq, pack)?;
     let mut entered = Entered {
         new: true,
         bad_records: Vec::new(),
@@ -227,7 +229,7 @@ pub(crate) fn enter(
 /// Enters a pack without what its records mean; [`derive_all`] adds that once all packs are entered.
 pub(crate) fn enter_without_deriving(db: &Connection, pack: &ClosedPack) -> Result<()> {
     if let Some(seq) = enter_pack_row(db, pack, None)? {
-        enter_chunks(db, seq, &pack.chunks)?;
+        enter_chunks(db, seq, pack)?;
         pack.records
             .iter()
             .try_for_each(|record| enter_record(db, seq, record).map(drop))?;
@@ -256,27 +258,9 @@ fn enter_pack_row(db: &Connection, pack: &ClosedPack, writer: Option<&WriterName
     Ok(seq)
 }
 
-/// Inserts in the order of the table's key: in a table of millions of rows, each page is then visited once.
-fn enter_chunks(db: &Connection, pack: i64, chunks: &[PackedChunk]) -> Result<()> {
-    let mut sorted: Vec<&PackedChunk> = chunks.iter().collect();
-    sorted.sort_unstable_by_key(|chunk| chunk.id);
-    let mut insert = db.prepare_cached(
-        "INSERT OR IGNORE INTO chunks (id, pack, position, stored_bytes, raw_bytes, encoding, base)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-    )?;
-    for chunk in sorted {
-        let base = chunk.base.as_ref().map(ChunkId::as_bytes);
-        insert.execute(params![
-            chunk.id.as_bytes(),
-            pack,
-            chunk.offset,
-            chunk.stored_bytes,
-            chunk.raw_bytes,
-            chunk.encoding as u8,
-            base
-        ])?;
-    }
-    Ok(())
+fn enter_chunks(db: &Connection, seq: i64, pack: &ClosedPack) -> Result<()> {
+    chunk_lists::enter(db, seq, pack.chunks.iter().map(ListedChunk::from))?;
+    runs::add(db, seq, pack.chunks.iter().map(|chunk| Key::from(&chunk.id)))
 }
 
 /// Returns the record's row when it is new.

@@ -81,9 +81,10 @@ impl Repository {
         storage: Arc<dyn PackStorage>,
         derive: Derive,
     ) -> Result<Self> {
-        let db = Arc::new(Db::open(&home.join(CATALOG), home.owner().clone(), derive)?);
         let counters = Arc::new(Counters::default());
         let storage: Arc<dyn PackStorage> = Arc::new(CountedPacks::new(storage, Arc::clone(&counters)));
+        let (catalog, owner) = (home.join(CATALOG), home.owner().clone());
+        let db = Arc::new(Db::open(&catalog, owner, derive, Arc::clone(&storage))?);
         let locks: Arc<dyn Locks> = Arc::new(FileLocks::of(&home));
         let surveyor = Surveyor::new(Arc::clone(&db), Arc::clone(&storage), Arc::clone(&locks));
         let surveyor = Arc::new(surveyor);

@@ -2,19 +2,24 @@
 //!
 //! Everything in them is derived from packs, except what concerns processes of this host (`writer`, `condemned_at`,
 //! `writers_listed`, `condemned_before`): losing that only delays a sweep ([`condemned`](crate::index::condemned)). So
-//! no data is ever migrated. If a new layout changes only what the records mean, opening the catalog rebuilds those
-//! tables from its records; if it changes more, the catalog is rebuilt from the packs.
+//! nothing is ever migrated that packs do not give back. If a new layout changes only what the records mean, opening the
+//! catalog makes those tables again from its records. Layout 11 also changed how places of chunks are kept: opening a
+//! catalog of an earlier one makes them from the rows it had.
 
 /// Number of this layout, kept in SQLite's `user_version`.
-pub(crate) const LAYOUT: i64 = 10;
+pub(crate) const LAYOUT: i64 = 11;
 
-/// The oldest layout with the same tables of packs, chunks and records.
+/// The oldest layout with the same tables of packs and records.
 pub(crate) const OLDEST_LAYOUT: i64 = 1;
+
+/// The last layout with a row for each place of a chunk, in a table `chunks`. Opening the catalog makes `chunk_lists` and runs of
+/// them ([`convert`](crate::index::convert)).
+pub(crate) const LAST_WITH_ROWS_OF_CHUNKS: i64 = 10;
 
 /// Marks the file as barmanfs's for `file(1)` and for us: "bmfs".
 pub(crate) const APPLICATION_ID: i64 = 0x626d_6673;
 
-/// Creates the tables of packs, chunks and records.
+/// Creates the tables of packs and records.
 pub(crate) const CREATE: &str = "
 -- A pack that is in the repository. writer: the lock of the writer that made it, which may not have referred to it
 -- yet. condemned_at: nothing new may refer to it, it goes when the writers in condemned_before have ended; all that were
@@ -37,18 +42,6 @@ CREATE TABLE condemned_before (
     PRIMARY KEY (pack, writer)
 ) WITHOUT ROWID;
 
--- Every place of every chunk: two writers, or a sweep's copy beside a condemned pack, make it several.
-CREATE TABLE chunks (
-    id BLOB NOT NULL,
-    pack INTEGER NOT NULL,
-    position INTEGER NOT NULL,
-    stored_bytes INTEGER NOT NULL,
-    raw_bytes INTEGER NOT NULL,
-    encoding INTEGER NOT NULL,
-    base BLOB,
-    PRIMARY KEY (id, pack)
-) WITHOUT ROWID;
-
 CREATE TABLE records (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
     id BLOB NOT NULL UNIQUE,
@@ -61,6 +54,23 @@ CREATE TABLE record_packs (
     PRIMARY KEY (record, pack)
 ) WITHOUT ROWID;
 CREATE INDEX record_packs_by_pack ON record_packs (pack);
+";
+
+/// Creates the tables of the places of chunks.
+pub(crate) const CREATE_PLACES: &str = "
+-- The chunks of each pack without their ids, see chunk_lists.rs. first: the pack and the number of the row's first chunk.
+CREATE TABLE chunk_lists (first INTEGER PRIMARY KEY, list BLOB NOT NULL);
+-- Which packs may have a chunk, see runs.rs. into_run: the run into which this one is being merged. reached: how far the merge
+-- into this run has come, until it is done.
+CREATE TABLE runs (
+    run INTEGER PRIMARY KEY,
+    level INTEGER NOT NULL,
+    entries INTEGER NOT NULL,
+    into_run INTEGER,
+    reached INTEGER
+);
+CREATE INDEX runs_by_entries ON runs (entries);
+CREATE TABLE run_pages (first INTEGER PRIMARY KEY, entries BLOB NOT NULL);
 ";
 
 /// The tables that hold what the records mean, and totals.
@@ -318,7 +328,8 @@ mod tests {
     #[test]
     fn a_table_of_meanings_goes_with_its_record_or_is_named_here() {
         let db = Connection::open_in_memory().unwrap();
-        db.execute_batch(&[CREATE, CREATE_MEANINGS].concat()).unwrap();
+        db.execute_batch(&[CREATE, CREATE_PLACES, CREATE_MEANINGS].concat())
+            .unwrap();
         for table in MEANINGS {
             let has_record: bool = db
                 .prepare("SELECT EXISTS (SELECT 1 FROM pragma_table_info(?1) WHERE name = 'record')")
@@ -340,7 +351,7 @@ mod tests {
             let names = query.query_map([], |row| row.get(0)).unwrap();
             names.map(Result::unwrap).collect()
         };
-        db.execute_batch(CREATE).unwrap();
+        db.execute_batch(&[CREATE, CREATE_PLACES].concat()).unwrap();
         let others = tables().len();
         db.execute_batch(CREATE_MEANINGS).unwrap();
         assert_eq!(tables()[others..], MEANINGS);
@@ -349,14 +360,14 @@ mod tests {
     /// A catalog of a user is only brought up to date when `LAYOUT` says that it is older.
     #[test]
     fn other_tables_have_another_layout() {
-        let sql = [CREATE, CREATE_MEANINGS].concat();
+        let sql = [CREATE, CREATE_PLACES, CREATE_MEANINGS].concat();
         let tables: String = sql
             .lines()
             .filter(|line| !line.trim_start().starts_with("--"))
             .collect();
         assert_eq!(
             (LAYOUT, crc32c::crc32c(tables.as_bytes())),
-            (10, 3_448_524_204),
+            (11, 924_439_165),
             "The tables have changed: raise LAYOUT, and put the new pair here"
         );
     }

@@ -15,11 +15,12 @@ use crate::names::ServerName;
 use crate::retention::RetentionRules;
 
 /// These may have millions of rows.
-const LARGE: [&str; 8] = [
+const LARGE: [&str; 9] = [
     "wal",
     "segments",
     "packs",
-    "chunks",
+    "chunk_lists",
+    "run_pages",
     "records",
     "record_packs",
     "restore_points",

@@ -3,10 +3,11 @@
 //! First the rows are deleted, in one transaction; then the file. So a reader never finds a row whose pack is gone
 //! while the chunk is elsewhere. A kill in between leaves an orphan, which the next sweep adopts and removes.
 
-use barmanfs_store::{ClosedPack, PackId, read_footer};
-use rusqlite::{Transaction, params};
+use barmanfs_store::PackId;
+use rusqlite::Transaction;
 
 use crate::error::Result;
+use crate::index::chunk_lists;
 use crate::index::condemned::{self, PackRow};
 use crate::upkeep::sweep::Sweep;
 use crate::upkeep::sweep::mark::Mark;
@@ -34,12 +35,10 @@ impl Sweep<'_> {
 
     /// Removes a condemned pack, unless a writer that needs it has been added to its list.
     fn remove_one(&mut self, pack: &PackRow) -> Result<()> {
-        // If its footer is no longer readable, its rows are found by a scan of the table.
-        let closed = read_footer(self.repository.storage.as_ref(), pack.id).ok();
         let forgotten = self.repository.db.write(|transaction| {
             let awaited = condemned::is_awaited(transaction, pack.seq)?;
             if !awaited {
-                forget(transaction, pack.seq, closed.as_ref())?;
+                forget(transaction, pack.seq)?;
             }
             Ok(!awaited)
         })?;
@@ -53,20 +52,9 @@ impl Sweep<'_> {
     }
 }
 
-fn forget(transaction: &Transaction<'_>, pack: i64, closed: Option<&ClosedPack>) -> Result<()> {
-    match closed {
-        Some(closed) => {
-            let mut ids: Vec<_> = closed.chunks.iter().map(|chunk| chunk.id).collect();
-            ids.sort_unstable();
-            let mut delete = transaction.prepare_cached("DELETE FROM chunks WHERE id = ?1 AND pack = ?2")?;
-            for id in ids {
-                delete.execute(params![id.as_bytes(), pack])?;
-            }
-        }
-        None => {
-            transaction.execute("DELETE FROM chunks WHERE pack = ?1", [pack])?;
-        }
-    }
+/// What the runs have of the pack's chunks goes with the next merge.
+fn forget(transaction: &Transaction<'_>, pack: i64) -> Result<()> {
+    chunk_lists::forget(transaction, pack)?;
     let mut records = transaction.prepare_cached("SELECT record FROM record_packs WHERE pack = ?1")?;
     let records: Vec<i64> = records
         .query_map([pack], |row| row.get(0))?

@@ -13,7 +13,7 @@ use barmanfs_store::{
 };
 
 use crate::error::{Error, Result};
-use crate::index::chunk_index::{Place, places, reusable_place, whole_place};
+use crate::index::chunk_index::{Place, places, proven_place, whole_place};
 use crate::index::repository::Repository;
 use crate::index::writer::Writer;
 use crate::upkeep::sync::footers::Footers;
@@ -116,7 +116,7 @@ impl<'a> Copier<'a> {
         self.node.db.read(|db| {
             let mut missing = BTreeSet::new();
             for id in wanted {
-                if reusable_place(db, &id)?.is_none() {
+                if proven_place(db, &id)?.is_none() {
                     missing.insert(id);
                 }
             }

@@ -24,9 +24,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::home::{CATALOG, now, regular, replace_file};
+use crate::index::chunk_lists;
 use crate::index::db::{Db, remove_catalog};
 use crate::index::records::{self, Kind};
 use crate::index::repository::Repository;
+use crate::index::runs::merge;
 use crate::index::unread::PackProblem;
 use crate::monitor::{Monitor, Unit};
 
@@ -91,7 +93,7 @@ impl Footers {
         let catalog = directory.join(CATALOG);
         let owner = node.home.owner().clone();
         let opened = match read_parts(&directory)? {
-            Some(_) => Db::open(&catalog, owner.clone(), derive),
+            Some(_) => Db::open(&catalog, owner.clone(), derive, Arc::clone(&storage)),
             None => Err(Error::CatalogMissing {
                 path: catalog.clone(),
             }),
@@ -111,7 +113,7 @@ impl Footers {
                     ..Parts::default()
                 };
                 write_parts(&directory, &parts)?;
-                Db::open(&catalog, owner, derive)?
+                Db::open(&catalog, owner, derive, Arc::clone(&storage))?
             }
             Err(error) => return Err(error),
         };
@@ -164,6 +166,7 @@ impl Footers {
         found.gone_packs = gone.len() as u64;
         if !gone.is_empty() {
             self.db.write(|transaction| forget(transaction, &gone))?;
+            merge::compact(&self.db)?;
         }
         write_parts(&self.directory, &parts)?;
         Ok(found)
@@ -228,8 +231,7 @@ impl Refreshed {
     }
 }
 
-/// Forgets packs, and the records that no other pack has. One statement for the chunks of all: their table has no index by
-/// packs.
+/// Forgets packs, and the records that no other pack has.
 fn forget(db: &Connection, gone: &[i64]) -> Result<()> {
     db.execute_batch(
         "CREATE TEMP TABLE IF NOT EXISTS gone (pack INTEGER PRIMARY KEY); DELETE FROM gone;
@@ -238,10 +240,10 @@ fn forget(db: &Connection, gone: &[i64]) -> Result<()> {
     for pack in gone {
         db.prepare_cached("INSERT OR IGNORE INTO gone (pack) VALUES (?1)")?
             .execute([pack])?;
+        chunk_lists::forget(db, *pack)?;
     }
     db.execute_batch(
         "INSERT OR IGNORE INTO loose SELECT record FROM record_packs WHERE pack IN (SELECT pack FROM gone);
-         DELETE FROM chunks WHERE pack IN (SELECT pack FROM gone);
          DELETE FROM record_packs WHERE pack IN (SELECT pack FROM gone);
          DELETE FROM loose WHERE record IN (SELECT record FROM record_packs);
          DELETE FROM deletions WHERE record IN (SELECT record FROM loose);

@@ -161,6 +161,8 @@ fn is_damaged(repository: &Repository, id: &ChunkId, pack: PackId) -> Result<boo
 
 #[cfg(test)]
 mod tests {
+    use barmanfs_store::{Encoding, Frame, PackWriter};
+
     use super::*;
     use crate::archive::derive::derive;
     use crate::index::repository::on_test_packs;
@@ -185,11 +187,14 @@ mod tests {
         }
         repository.note_places(&VerifyReport::default()).unwrap();
         assert_eq!(records(), [vec![gone, back], vec![back]]);
-        let entered = repository.db.write(|db| {
-            let row = "INSERT INTO chunks SELECT ?1, min(seq), 0, 3, 3, 0, NULL FROM packs";
-            Ok(db.execute(row, [back.as_bytes()])?)
-        });
-        entered.unwrap();
+        let mut pack = PackWriter::begin(repository.storage.as_ref()).unwrap();
+        let frame = Frame {
+            encoding: Encoding::Stored,
+            bytes: vec![1; 3],
+        };
+        pack.append(back, 3, None, &frame).unwrap();
+        let writer = repository.writer("test").unwrap();
+        writer.publish(&pack.close().unwrap()).unwrap();
         repository.note_places(&VerifyReport::default()).unwrap();
         assert_eq!(records(), [[gone]]);
     }

@@ -4,7 +4,7 @@
 //! it was read in this round, or was not there yet. A pack that comes later is read when its turn comes, after one round
 //! at the latest.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use barmanfs_pg::TimestampMicros;
 use barmanfs_store::{ChunkId, Error as StoreError, PackId, read_footer};
@@ -14,8 +14,11 @@ use serde::{Deserialize, Serialize};
 use crate::archive::damage::{self, KnownLoss};
 use crate::error::{Error, Result};
 use crate::home::now;
+use crate::index::chunk_index::{place_in, places};
+use crate::index::chunk_set::unusable;
 use crate::index::repository::Repository;
 use crate::index::unread::PackProblem;
+use crate::monitor::Silent;
 use crate::upkeep::verify::checking::{ToCheck, check_all};
 use crate::upkeep::verify::{Damage, Verification, VerifyScope};
 
@@ -121,15 +124,31 @@ impl Repository {
         })
     }
 
-    /// The chunks of a pack and their sizes, as the catalog has them. This looks at all chunks of the repository.
-    fn known_chunks(&self, pack: PackId) -> Result<Vec<(ChunkId, u32)>> {
-        self.db.read(|db| {
-            let mut known = db.prepare_cached(
-                "SELECT c.id, c.raw_bytes FROM chunks c JOIN packs p ON p.seq = c.pack WHERE p.id = ?1 ORDER BY c.position",
-            )?;
-            let rows = known.query_map([pack.as_bytes()], |row| Ok((ChunkId(row.get(0)?), row.get(1)?)))?;
-            Ok(rows.collect::<rusqlite::Result<_>>()?)
-        })
+    /// The chunks of a pack that something needs, and their sizes, when its footer cannot say which it has. This looks at all
+    /// that is needed.
+    fn needed_chunks(&self, pack: PackId) -> Result<Vec<(ChunkId, u32)>> {
+        let mut needed = Verification::new(self)?;
+        for subject in &self.subjects(&VerifyScope::All)? {
+            needed.collect(subject, &mut Silent)?;
+        }
+        let mut all = needed.met.db.prepare("SELECT id FROM met").map_err(unusable)?;
+        let mut ids = all.query([]).map_err(unusable)?;
+        let mut found = BTreeMap::new();
+        while let Some(row) = ids.next().map_err(unusable)? {
+            let id = ChunkId(row.get(0).map_err(unusable)?);
+            self.db.read(|db| {
+                let bases = places(db, &id)?
+                    .into_iter()
+                    .filter_map(|place| place.location.base);
+                for id in bases.chain([id]) {
+                    if let Some(place) = place_in(db, &id, pack)? {
+                        found.insert(place.location.offset, (id, place.location.raw_bytes));
+                    }
+                }
+                Ok(())
+            })?;
+        }
+        Ok(found.into_values().collect())
     }
 
     /// Remembers the packs with a problem: a sweep makes those without their footers whole again, `check` names all.
@@ -178,7 +197,7 @@ impl Repository {
 }
 
 impl Verification<'_> {
-    /// Checks the footer of a pack and each of its chunks. Where the footer cannot be read, the catalog knows the chunks.
+    /// Checks the footer of a pack and each of its chunks. Where the footer cannot be read, those are checked that something needs.
     fn check_pack(&mut self, pack: PackId) -> Result<()> {
         let repository = self.repository;
         if !repository.knows_pack(pack)? {
@@ -198,7 +217,7 @@ impl Verification<'_> {
             }
             Err(error) if error.is_damage() || is_unreadable(&error) => {
                 self.note_problem(pack, &error.into());
-                repository.known_chunks(pack)?
+                repository.needed_chunks(pack)?
             }
             Err(error) => return Err(error.into()),
         };

@@ -1,0 +1,212 @@
+//! Makes the places of chunks in a catalog of an earlier release as this one keeps them.
+//!
+//! The old table was sorted by ids. SQLite sorts it by packs, in a temporary file where it is large.
+
+use barmanfs_store::layout::PACK_MAX_CHUNKS;
+use barmanfs_store::{ChunkId, Encoding};
+use rusqlite::{Connection, Row};
+
+use crate::error::{Error, Result};
+use crate::index::chunk_lists::{self, ListedChunk};
+use crate::index::runs::{self, Key};
+use crate::index::schema;
+
+/// Replaces the table `chunks`, in the transaction that upgrades the catalog.
+pub(crate) fn places_of_chunks(db: &Connection) -> Result<()> {
+    db.execute_batch(schema::CREATE_PLACES)?;
+    {
+        let mut all = db.prepare(
+            "SELECT pack, id, position, stored_bytes, raw_bytes, encoding, base FROM chunks ORDER BY pack, position",
+        )?;
+        let mut rows = all.query([])?;
+        let mut of_pack = OfPack::default();
+        while let Some(row) = rows.next()? {
+            let pack = row.get(0)?;
+            if pack != of_pack.pack {
+                of_pack.enter(db)?;
+                of_pack.pack = pack;
+            }
+            of_pack.push(row)?;
+        }
+        of_pack.enter(db)?;
+    }
+    Ok(db.execute_batch("DROP TABLE chunks")?)
+}
+
+/// The chunks of one pack.
+#[derive(Default)]
+struct OfPack {
+    pack: i64,
+    keys: Vec<Key>,
+    chunks: Vec<ListedChunk>,
+}
+
+impl OfPack {
+    fn push(&mut self, row: &Row<'_>) -> Result<()> {
+        let damaged = |reason: String| Error::CatalogDamaged {
+            path: std::path::PathBuf::new(),
+            reason,
+        };
+        if self.chunks.len() == PACK_MAX_CHUNKS {
+            return Err(damaged(format!("Pack {} has too many chunks", self.pack)));
+        }
+        let number: u8 = row.get(5)?;
+        let encoding = Encoding::from_u8(number)
+            .ok_or_else(|| damaged(format!("Unknown encoding {number} of a chunk")))?;
+        let base = row.get::<_, Option<[u8; ChunkId::BYTES]>>(6)?.map(ChunkId);
+        if (encoding == Encoding::Delta) != base.is_some() {
+            return Err(damaged(
+                "A chunk's encoding and its base do not go together".to_owned(),
+            ));
+        }
+        self.keys.push(Key::from(&ChunkId(row.get(1)?)));
+        self.chunks.push(ListedChunk {
+            offset: row.get(2)?,
+            stored_bytes: row.get(3)?,
+            raw_bytes: row.get(4)?,
+            encoding,
+            base,
+        });
+        Ok(())
+    }
+
+    fn enter(&mut self, db: &Connection) -> Result<()> {
+        chunk_lists::enter(db, self.pack, self.chunks.drain(..))?;
+        runs::add(db, self.pack, self.keys.drain(..))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use barmanfs_store::testing::noise;
+    use barmanfs_store::{ClosedPack, Frame, PackWriter, PackedChunk};
+    use rusqlite::params;
+
+    use super::*;
+    use crate::archive::derive::derive;
+    use crate::index::chunk_index::places;
+    use crate::index::repository::{Repository, temporary};
+
+    /// The table of layout 10.
+    const CHUNKS: &str = "
+        DROP TABLE chunk_lists; DROP TABLE runs; DROP TABLE run_pages;
+        CREATE TABLE chunks (
+            id BLOB NOT NULL,
+            pack INTEGER NOT NULL,
+            position INTEGER NOT NULL,
+            stored_bytes INTEGER NOT NULL,
+            raw_bytes INTEGER NOT NULL,
+            encoding INTEGER NOT NULL,
+            base BLOB,
+            PRIMARY KEY (id, pack)
+        ) WITHOUT ROWID;
+        PRAGMA user_version = 10;";
+
+    fn make_pack(repository: &Repository, seed: u8, count: u8) -> ClosedPack {
+        let mut pack = PackWriter::begin(repository.storage.as_ref()).unwrap();
+        for number in 0..count {
+            let mut id = [number; 32];
+            id[31] = seed % 4;
+            let base = number.is_multiple_of(3).then_some(ChunkId([250; 32]));
+            let frame = Frame {
+                encoding: base.map_or(Encoding::Zstd, |_| Encoding::Delta),
+                bytes: noise(seed.into(), 1 + usize::from(number)),
+            };
+            pack.append(ChunkId(id), 1 + usize::from(number % 2), base, &frame)
+                .unwrap();
+        }
+        // Only its first place was in the table.
+        let again = Frame {
+            encoding: Encoding::Stored,
+            bytes: vec![7; 50],
+        };
+        pack.append(ChunkId([1; 32]), 50, None, &again).unwrap();
+        pack.append(ChunkId([1; 32]), 50, None, &again).unwrap();
+        pack.append(ChunkId([201; 32]), 50, None, &again).unwrap();
+        pack.close().unwrap()
+    }
+
+    fn insert(db: &Connection, pack: &ClosedPack, chunk: &PackedChunk) {
+        let row = "INSERT OR IGNORE INTO chunks SELECT ?1, seq, ?3, ?4, ?5, ?6, ?7 FROM packs WHERE id = ?2";
+        db.execute(
+            row,
+            params![
+                chunk.id.as_bytes(),
+                pack.id.as_bytes(),
+                chunk.offset,
+                chunk.stored_bytes,
+                chunk.raw_bytes,
+                chunk.encoding as u8,
+                chunk.base.as_ref().map(ChunkId::as_bytes),
+            ],
+        )
+        .unwrap();
+    }
+
+    #[test]
+    fn a_catalog_of_the_release_before_finds_the_same_places() {
+        let (_directory, repository) = temporary();
+        let writer = repository.writer("test").unwrap();
+        let packs: Vec<ClosedPack> = (0..20)
+            .map(|seed| make_pack(&repository, seed, 10 * seed))
+            .collect();
+        packs.iter().for_each(|pack| writer.publish(pack).unwrap());
+        drop(writer);
+        let path = repository.path().to_path_buf();
+        repository
+            .db
+            .write(|db| {
+                db.execute_batch(CHUNKS)?;
+                for pack in &packs {
+                    pack.chunks.iter().for_each(|chunk| insert(db, pack, chunk));
+                }
+                Ok(())
+            })
+            .unwrap();
+        drop(repository);
+        let repository = Repository::open_with(&path, derive).unwrap();
+        for pack in &packs {
+            for chunk in &pack.chunks {
+                let found = repository.db.read(|db| places(db, &chunk.id)).unwrap();
+                let expected = packs.iter().flat_map(|pack| {
+                    let first = pack.chunks.iter().find(|of| of.id == chunk.id);
+                    first.map(|first| first.location(pack.id))
+                });
+                let mut found: Vec<_> = found.into_iter().map(|place| place.location).collect();
+                let mut expected: Vec<_> = expected.collect();
+                found.sort_by_key(|place| (place.pack, place.offset));
+                expected.sort_by_key(|place| (place.pack, place.offset));
+                assert_eq!(found, expected, "{}", chunk.id);
+            }
+        }
+        let count = "SELECT count(*) FROM sqlite_schema WHERE name = 'chunks'";
+        let left: i64 = repository
+            .db
+            .read(|db| Ok(db.query_row(count, [], |row| row.get(0))?))
+            .unwrap();
+        assert_eq!(left, 0);
+        assert_eq!(repository.catalog_faults().unwrap(), [""; 0]);
+    }
+
+    #[test]
+    fn rows_that_cannot_be_are_damage_and_the_catalog_stays_as_it_was() {
+        let (_directory, repository) = temporary();
+        let path = repository.path().to_path_buf();
+        repository
+            .db
+            .write(|db| {
+                db.execute_batch(CHUNKS)?;
+                db.execute(
+                    "INSERT INTO chunks VALUES (zeroblob(32), 1, 32, 3, 3, 9, NULL)",
+                    [],
+                )?;
+                Ok(())
+            })
+            .unwrap();
+        drop(repository);
+        for _ in 0..2 {
+            let error = Repository::open_with(&path, derive).unwrap_err();
+            assert!(matches!(error, Error::CatalogDamaged { .. }), "{error}");
+        }
+    }
+}

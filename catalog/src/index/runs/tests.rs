@@ -1,0 +1,213 @@
+use std::collections::BTreeSet;
+
+use barmanfs_store::testing::noise;
+
+use super::*;
+use crate::index::schema;
+
+fn catalog() -> Connection {
+    let db = Connection::open_in_memory().unwrap();
+    db.execute_batch(&[schema::CREATE, schema::CREATE_PLACES].concat())
+        .unwrap();
+    db
+}
+
+fn enter(db: &Connection, keys: &[Key]) -> i64 {
+    db.execute(
+        "INSERT INTO packs (id, bytes, chunks, stored_bytes, raw_bytes) VALUES (randomblob(16), 1, ?1, 1, 1)",
+        [keys.len()],
+    )
+    .unwrap();
+    let pack = db.last_insert_rowid();
+    add(db, pack, keys.iter().copied()).unwrap();
+    pack
+}
+
+fn leave(db: &Connection, pack: i64) {
+    db.execute("DELETE FROM packs WHERE seq = ?1", [pack]).unwrap();
+}
+
+/// Keys of which many are equal, or have the same head.
+fn keys(seed: u64, count: usize) -> Vec<Key> {
+    let bytes = noise(seed, count * 3);
+    let key = |of: &[u8]| {
+        Key(u64::from_be_bytes([
+            of[0],
+            of[1] % 8,
+            7,
+            7,
+            7,
+            of[2] % 4,
+            0,
+            of[2] % 2,
+        ]))
+    };
+    bytes.chunks_exact(3).map(key).collect()
+}
+
+fn random_keys(seed: u64, count: usize) -> Vec<Key> {
+    let bytes = noise(seed, count * 8);
+    let key = |of: &[u8]| Key(u64::from_be_bytes(of.try_into().unwrap()));
+    bytes.chunks_exact(8).map(key).collect()
+}
+
+fn found(db: &Connection, key: Key) -> BTreeSet<Candidate> {
+    let mut all = BTreeSet::new();
+    candidates(db, key, &mut |candidate| {
+        all.insert(candidate);
+        Ok(ControlFlow::Continue(()))
+    })
+    .unwrap();
+    all
+}
+
+fn number(db: &Connection, query: &str) -> usize {
+    db.query_row(query, [], |row| row.get(0)).unwrap()
+}
+
+/// What must hold between all steps.
+fn assert_sound(db: &Connection) {
+    let mut pages = db
+        .prepare("SELECT first, entries FROM run_pages ORDER BY first")
+        .unwrap();
+    let mut rows = pages.query([]).unwrap();
+    let mut before: Option<(i64, Entry)> = None;
+    while let Some(row) = rows.next().unwrap() {
+        let (first, page): (i64, Vec<u8>) = (row.get(0).unwrap(), row.get(1).unwrap());
+        let run = first >> HEAD_BITS;
+        let page: Vec<Entry> = entries(&page)
+            .unwrap()
+            .iter()
+            .map(|entry| Entry(*entry))
+            .collect();
+        assert_eq!(first, page_key(run, page[0].key().head()));
+        assert!(page.is_sorted());
+        if let Some((last_run, last)) = before {
+            assert!(last_run < run || last.key().head() < page[0].key().head());
+        }
+        before = Some((run, *page.last().unwrap()));
+        let known = db
+            .prepare_cached("SELECT 1 FROM runs WHERE run = ?1")
+            .unwrap()
+            .exists([run])
+            .unwrap();
+        assert!(known, "no run {run}");
+    }
+}
+
+/// Packs come and go, some in transactions that are rolled back, and merges go on in small steps: each pack that is there has
+/// all its entries, and no look-up depends on how far a merge is.
+#[test]
+fn every_entry_is_found_at_each_step() {
+    let db = catalog();
+    let mut packs: Vec<(i64, Vec<Key>)> = Vec::new();
+    let choices = noise(1, 4 * 120);
+    for (round, choice) in (2_u64..).zip(choices.chunks_exact(4)) {
+        db.execute_batch("SAVEPOINT step").unwrap();
+        let is_killed = choice[3].is_multiple_of(8);
+        let before = packs.clone();
+        match choice[0] % 8 {
+            0..5 => {
+                let keys = keys(round, usize::from(choice[1]) * 4);
+                packs.push((enter(&db, &keys), keys));
+            }
+            5 if !packs.is_empty() => {
+                let (pack, _) = packs.swap_remove(usize::from(choice[1]) % packs.len());
+                leave(&db, pack);
+            }
+            6 => merge::begin_all(&db).unwrap(),
+            _ => drop(merge::step(&db, 1 + usize::from(choice[1])).unwrap()),
+        }
+        if is_killed {
+            db.execute_batch("ROLLBACK TO step").unwrap();
+            packs = before;
+        }
+        db.execute_batch("RELEASE step").unwrap();
+        assert_sound(&db);
+        for key in keys(round, 20)
+            .into_iter()
+            .chain(packs.iter().flat_map(|of| of.1.first().copied()))
+        {
+            let mut expected = BTreeSet::new();
+            for (pack, keys) in &packs {
+                let numbers = (0_u16..).zip(keys).filter(|(_, of)| **of == key);
+                expected.extend(numbers.map(|(number, _)| Candidate { pack: *pack, number }));
+            }
+            let mut found = found(&db, key);
+            found.retain(|candidate| packs.iter().any(|(pack, _)| *pack == candidate.pack));
+            assert_eq!(found, expected, "round {round}");
+        }
+    }
+    assert!(packs.len() > 20, "{}", packs.len());
+    while merge::step(&db, 1000).unwrap().is_some() {}
+    assert_sound(&db);
+    assert!(
+        number(
+            &db,
+            "SELECT count(*) FROM runs WHERE into_run IS NOT NULL OR reached IS NOT NULL"
+        ) == 0
+    );
+    merge::begin_all(&db).unwrap();
+    while merge::step(&db, 1000).unwrap().is_some() {}
+    assert_sound(&db);
+    let alive: usize = packs.iter().map(|(_, keys)| keys.len()).sum();
+    assert_eq!(
+        number(&db, "SELECT sum(length(entries)) FROM run_pages"),
+        alive * ENTRY_BYTES
+    );
+    assert_eq!(number(&db, "SELECT sum(entries) FROM runs"), alive);
+    assert_eq!(number(&db, "SELECT count(*) FROM runs"), 1);
+}
+
+#[test]
+fn runs_stay_few_and_numbers_small() {
+    let db = catalog();
+    for pack in 0..600 {
+        enter(&db, &random_keys(pack, 256));
+        let runs = number(&db, "SELECT count(*) FROM runs");
+        // Up to seven on each of three levels, and a merge on each.
+        assert!(
+            runs <= 3 * (FAN - 1) + 3 * (FAN + 1),
+            "{runs} runs after {pack} packs"
+        );
+    }
+    assert!(number(&db, "SELECT max(run) FROM runs") < 100);
+    let pages = number(&db, "SELECT count(*) FROM run_pages");
+    let full = 600 * 256 / PAGE_ENTRIES;
+    assert!(pages < full + full / 10 + 100, "{pages} pages instead of {full}");
+}
+
+#[test]
+fn small_packs_are_merged_as_well() {
+    let db = catalog();
+    for pack in 0..1000 {
+        enter(&db, &random_keys(pack, 3));
+    }
+    let runs = number(&db, "SELECT count(*) FROM runs");
+    assert!(runs < 100, "{runs}");
+}
+
+#[test]
+fn nothing_is_left_of_packs_that_are_gone() {
+    let db = catalog();
+    let packs: Vec<i64> = (0..40).map(|pack| enter(&db, &random_keys(pack, 300))).collect();
+    packs.iter().for_each(|pack| leave(&db, *pack));
+    merge::begin_all(&db).unwrap();
+    while merge::step(&db, 500).unwrap().is_some() {}
+    // A merge that had begun may have kept some.
+    merge::begin_all(&db).unwrap();
+    while merge::step(&db, 500).unwrap().is_some() {}
+    assert_eq!(number(&db, "SELECT count(*) FROM run_pages"), 0);
+    assert_eq!(number(&db, "SELECT count(*) FROM runs"), 0);
+}
+
+#[test]
+fn a_page_of_a_wrong_size_is_damage() {
+    let db = catalog();
+    let keys = random_keys(1, 10);
+    enter(&db, &keys);
+    db.execute("UPDATE run_pages SET entries = x'010203'", [])
+        .unwrap();
+    let looked = candidates(&db, keys[0], &mut |_| Ok(ControlFlow::Continue(())));
+    assert!(matches!(looked, Err(Error::CatalogDamaged { .. })), "{looked:?}");
+}
