@@ -265,7 +265,9 @@ fn assert_agrees(db: &Connection, model: &Model, id: &ChunkId, round: u64) {
     let kept = model.reusable(id, likely.clone()).or(model.best(id, likely));
     assert_eq!(kept_place(db, id).unwrap().map(at), kept, "{context}");
     let read = place_to_read(db, id).unwrap();
-    assert_eq!(read.is_some(), kept.is_some(), "{context}");
+    // A reader checks what it decodes, and asks for all places when it is another chunk.
+    assert!(read.is_some() || kept.is_none(), "{context}");
+    assert!(read.is_none() || !keyed.is_empty(), "{context}");
     if let (Some(read), Some(best)) = (read, found.first()) {
         assert!(rank(&read).0 <= rank(best).0 || keyed.len() > 1, "{context}");
         let is_good = !read.damaged && !read.condemned && read.location.base.is_none();
