@@ -1,6 +1,6 @@
 //! Makes the places of chunks in a catalog of an earlier release as this one keeps them.
 //!
-//! The old table was sorted by ids. SQLite sorts it by packs, in a temporary file where it is large.
+//! Up to layout 10 each place had a row in a table `chunks`. That table was sorted by ids. SQLite sorts it by packs, in a temporary file where it is large.
 
 use barmanfs_store::layout::PACK_MAX_CHUNKS;
 use barmanfs_store::{ChunkId, Encoding};
@@ -11,8 +11,12 @@ use crate::index::chunk_lists::{self, ListedChunk};
 use crate::index::runs::{self, Key};
 use crate::index::schema;
 
-/// Replaces the table `chunks`, in the transaction that upgrades the catalog.
+/// Replaces the table `chunks`, if there is one, in the transaction that upgrades the catalog.
 pub(crate) fn places_of_chunks(db: &Connection) -> Result<()> {
+    let old = "SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'chunks'";
+    if !db.prepare(old)?.exists([])? {
+        return Ok(());
+    }
     db.execute_batch(schema::CREATE_PLACES)?;
     {
         let mut all = db.prepare(

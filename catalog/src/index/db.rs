@@ -390,12 +390,9 @@ pub(crate) fn create_tables(connection: &Connection) -> Result<()> {
 fn upgrade(connection: &mut Connection, derive: Derive) -> Result<()> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     // Another process may have been faster.
-    let found = layout(&transaction)?;
-    if found != schema::LAYOUT {
+    if layout(&transaction)? != schema::LAYOUT {
         tracing::info!("Making the catalog's index again, because this release keeps more in it");
-        if found <= schema::LAST_WITH_ROWS_OF_CHUNKS {
-            convert::places_of_chunks(&transaction)?;
-        }
+        convert::places_of_chunks(&transaction)?;
         for table in schema::MEANINGS {
             transaction.execute_batch(&format!("DROP TABLE IF EXISTS {table}"))?;
         }

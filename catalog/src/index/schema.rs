@@ -12,10 +12,6 @@ pub(crate) const LAYOUT: i64 = 11;
 /// The oldest layout with the same tables of packs and records.
 pub(crate) const OLDEST_LAYOUT: i64 = 1;
 
-/// The last layout with a row for each place of a chunk, in a table `chunks`. Opening the catalog makes `chunk_lists` and runs of
-/// them ([`convert`](crate::index::convert)).
-pub(crate) const LAST_WITH_ROWS_OF_CHUNKS: i64 = 10;
-
 /// Marks the file as barmanfs's for `file(1)` and for us: "bmfs".
 pub(crate) const APPLICATION_ID: i64 = 0x626d_6673;
 
