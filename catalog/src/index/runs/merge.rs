@@ -35,7 +35,7 @@ const DEAD_MIN: i64 = 1 << 16;
 pub(super) fn go_on(db: &Connection, one: Key, added: usize) -> Result<()> {
     let mut left = match added {
         // Keys are random.
-        0..SMALL if one.0 % SMALL_TURN != 0 => return Ok(()),
+        0..SMALL if !one.0.is_multiple_of(SMALL_TURN) => return Ok(()),
         0..SMALL => SMALL_STEP,
         _ => added.saturating_mul(MOVED_FOR_ONE),
     };
