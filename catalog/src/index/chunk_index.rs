@@ -14,9 +14,11 @@
 //!   is the one that stays.
 //! - Readers get a whole frame before a delta, because a chunk that is the base of a delta must be found whole. They
 //!   get a place in a pack that stays before one in a condemned pack.
-//! - Writers get only places of which it is certain that they have the chunk, and that they may refer to from now on: in a pack that is not condemned and, for a delta, with a
-//!   base that is whole and in such a pack, too. A dead delta can outlive its base: the sweep that condemned the base's
-//!   pack found nothing that needed it.
+//! - Writers get only places of which it is certain that they have the chunk, and that they may refer to from now on: in
+//!   a pack that is not condemned and, for a delta, with a base that is whole and in such a pack, too. A dead delta can
+//!   outlive its base: the sweep that condemned the base's pack found nothing that needed it. If the file of a pack is
+//!   missing that may have the chunk, a writer gets an error: what it refers to would be lost with that file, and when its
+//!   file system is mounted again, all would be stored twice.
 
 use std::collections::HashSet;
 use std::ops::ControlFlow;
@@ -30,6 +32,7 @@ use crate::home::presence::WriterName;
 use crate::index::chunk_lists;
 use crate::index::condemned::is_condemned;
 use crate::index::db::Db;
+use crate::index::footer_ids::{self, IdAt};
 use crate::index::records;
 use crate::index::repository::Repository;
 use crate::index::runs::{self, Candidate, Key};
@@ -197,29 +200,38 @@ fn place_to_read(db: &Connection, id: &ChunkId) -> Result<Option<Place>> {
 }
 
 /// The place that writers may refer to, if it is certain that it has this chunk.
+///
+/// # Errors
+/// `MissingPack` when the only packs that may have it have no file.
 pub(crate) fn proven_place(db: &Connection, id: &ChunkId) -> Result<Option<Place>> {
-    let reusable = Found::all(db, id, |_| false)?.retain(is_reusable);
-    with_reusable_base(db, best(reusable.proven(db, id)?))
+    let place = best(reusable_places(db, id)?);
+    match place.and_then(|place| place.location.base) {
+        Some(base) if proven_whole_place(db, &base)?.is_none() => Ok(None),
+        _ => Ok(place),
+    }
+}
+
+/// The same for a chunk that is to be the base of a delta: it must be whole.
+pub(crate) fn proven_whole_place(db: &Connection, id: &ChunkId) -> Result<Option<Place>> {
+    let places = reusable_places(db, id)?.into_iter();
+    Ok(best(places.filter(|place| place.location.base.is_none())))
+}
+
+fn reusable_places(db: &Connection, id: &ChunkId) -> Result<Vec<Place>> {
+    Found::all(db, id, |_| false)?.retain(is_reusable).proven(db, id)
 }
 
 fn is_reusable(place: &Place) -> bool {
     !place.condemned && !place.damaged
 }
 
-fn with_reusable_base(db: &Connection, best: Option<Place>) -> Result<Option<Place>> {
-    match best.and_then(|place| place.location.base) {
-        Some(base) if whole_place(db, &base)?.is_none_or(|base| base.condemned) => Ok(None),
-        _ => Ok(best),
-    }
-}
-
 /// The place that a sweep keeps: the one that writers get or, if there is none, the best one.
 pub(crate) fn kept_place(db: &Connection, id: &ChunkId) -> Result<Option<Place>> {
     let likely = Found::all(db, id, |_| false)?.likely(db, id)?;
     let reusable = best(likely.iter().copied().filter(is_reusable));
-    match with_reusable_base(db, reusable)? {
-        Some(place) => Ok(Some(place)),
-        None => Ok(best(likely)),
+    match reusable.and_then(|place| place.location.base) {
+        Some(base) if whole_place(db, &base)?.is_none_or(|base| base.condemned) => Ok(best(likely)),
+        _ => Ok(reusable.or(best(likely))),
     }
 }
 
@@ -261,8 +273,14 @@ pub(crate) fn each_based_on(
         let pack = PackId(row.get(0)?);
         for chunk in chunk_lists::each(row.get_ref(1)?.as_blob().map_err(rusqlite::Error::from)?) {
             let location = chunk?.location(pack);
-            if location.base.is_some_and(|base| bases.contains(&base)) && !each(id_at(db, &location)?)? {
-                return Ok(false);
+            if location.base.is_some_and(|base| bases.contains(&base)) {
+                let id = match footer_ids::ask(db, pack, location.offset)? {
+                    IdAt::Known(id) => Some(id),
+                    IdAt::Unknown | IdAt::PackMissing => None,
+                };
+                if !each(id)? {
+                    return Ok(false);
+                }
             }
         }
     }
@@ -344,24 +362,31 @@ impl Found {
             return Ok(sorted);
         }
         for place in self.places {
-            match id_at(db, &place.location)? {
-                Some(found) if found == *id => sorted.proven.push(place),
-                Some(_) => {}
-                None => sorted.uncertain.push(place),
+            match footer_ids::ask(db, place.location.pack, place.location.offset)? {
+                IdAt::Known(found) if found == *id => sorted.proven.push(place),
+                IdAt::Known(_) => {}
+                IdAt::Unknown | IdAt::PackMissing => sorted.uncertain.push(place),
             }
         }
         Ok(sorted)
     }
 
-    /// Those of which it is certain.
+    /// Those of which it is certain; an error if there are none because the file of a pack is missing.
     fn proven(self, db: &Connection, id: &ChunkId) -> Result<Vec<Place>> {
         let mut proven = Vec::new();
+        let mut missing = None;
         for place in self.places {
-            if id_at(db, &place.location)?.as_ref() == Some(id) {
-                proven.push(place);
+            let pack = place.location.pack;
+            match footer_ids::ask(db, pack, place.location.offset)? {
+                IdAt::Known(found) if found == *id => proven.push(place),
+                IdAt::Known(_) | IdAt::Unknown => {}
+                IdAt::PackMissing => missing = Some(pack),
             }
         }
-        Ok(proven)
+        match missing {
+            Some(pack) if proven.is_empty() => Err(barmanfs_store::Error::MissingPack(pack).into()),
+            _ => Ok(proven),
+        }
     }
 }
 
@@ -376,14 +401,6 @@ struct Sorted {
 
 fn is_same(place: &Place, other: &Place) -> bool {
     (place.pack, place.location.offset) == (other.pack, other.location.offset)
-}
-
-/// Which chunk the footer of the pack has at a place; `None` if it cannot be read.
-fn id_at(db: &Connection, place: &ChunkLocation) -> Result<Option<ChunkId>> {
-    let mut id = db.prepare_cached("SELECT chunk_id(?1, ?2)")?;
-    let id: Option<[u8; ChunkId::BYTES]> =
-        id.query_row(params![place.pack.as_bytes(), place.offset], |row| row.get(0))?;
-    Ok(id.map(ChunkId))
 }
 
 /// What is listed at a candidate's place; nothing if its pack is gone.

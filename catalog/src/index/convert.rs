@@ -1,6 +1,9 @@
 //! Makes the places of chunks in a catalog of an earlier release as this one keeps them.
 //!
-//! Up to layout 10 each place had a row in a table `chunks`. That table was sorted by ids. SQLite sorts it by packs, in a temporary file where it is large.
+//! Up to layout 10 each place had a row in a table `chunks`. That table was sorted by ids. SQLite sorts it by packs, in a
+//! temporary file where it is large, and memory is bounded: it has the chunks of one pack.
+
+use std::time::{Duration, Instant};
 
 use barmanfs_store::layout::PACK_MAX_CHUNKS;
 use barmanfs_store::{ChunkId, Encoding};
@@ -10,6 +13,9 @@ use crate::error::{Error, Result};
 use crate::index::chunk_lists::{self, ListedChunk};
 use crate::index::runs::{self, Key};
 use crate::index::schema;
+
+/// How often it says how far it is.
+const SAID_EVERY: Duration = Duration::from_secs(2);
 
 /// Replaces the table `chunks`, if there is one, in the transaction that upgrades the catalog.
 pub(crate) fn places_of_chunks(db: &Connection) -> Result<()> {
@@ -24,9 +30,11 @@ pub(crate) fn places_of_chunks(db: &Connection) -> Result<()> {
         )?;
         let mut rows = all.query([])?;
         let mut of_pack = OfPack::default();
+        let mut progress = Progress::of(db)?;
         while let Some(row) = rows.next()? {
             let pack = row.get(0)?;
             if pack != of_pack.pack {
+                progress.advance(of_pack.chunks.len());
                 of_pack.enter(db)?;
                 of_pack.pack = pack;
             }
@@ -35,6 +43,32 @@ pub(crate) fn places_of_chunks(db: &Connection) -> Result<()> {
         of_pack.enter(db)?;
     }
     Ok(db.execute_batch("DROP TABLE chunks")?)
+}
+
+/// Says how far it is, if it takes long.
+struct Progress {
+    all: usize,
+    done: usize,
+    said: Instant,
+}
+
+impl Progress {
+    fn of(db: &Connection) -> Result<Self> {
+        let all = "SELECT coalesce(sum(chunks), 0) FROM packs";
+        Ok(Self {
+            all: db.query_row(all, [], |row| row.get(0))?,
+            done: 0,
+            said: Instant::now(),
+        })
+    }
+
+    fn advance(&mut self, chunks: usize) {
+        self.done += chunks;
+        if self.said.elapsed() >= SAID_EVERY {
+            self.said = Instant::now();
+            tracing::info!("Places of {} of {} chunks are converted", self.done, self.all);
+        }
+    }
 }
 
 /// The chunks of one pack.
@@ -82,13 +116,18 @@ impl OfPack {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::path::PathBuf;
+
     use barmanfs_store::testing::noise;
     use barmanfs_store::{ClosedPack, Frame, PackWriter, PackedChunk};
     use rusqlite::params;
 
     use super::*;
     use crate::archive::derive::derive;
+    use crate::home::{CATALOG, with_suffix};
     use crate::index::chunk_index::places;
+    use crate::index::db::remove_catalog;
     use crate::index::repository::{Repository, temporary};
 
     /// The table of layout 10.
@@ -147,41 +186,38 @@ mod tests {
         .unwrap();
     }
 
-    #[test]
-    fn a_catalog_of_the_release_before_finds_the_same_places() {
-        let (_directory, repository) = temporary();
+    /// A repository whose catalog has the layout of the release before, and its packs.
+    fn of_the_release_before() -> (tempfile::TempDir, PathBuf, Vec<ClosedPack>) {
+        let (directory, repository) = temporary();
         let writer = repository.writer("test").unwrap();
         let packs: Vec<ClosedPack> = (0..20)
             .map(|seed| make_pack(&repository, seed, 10 * seed))
             .collect();
         packs.iter().for_each(|pack| writer.publish(pack).unwrap());
-        drop(writer);
-        let path = repository.path().to_path_buf();
-        repository
-            .db
-            .write(|db| {
-                db.execute_batch(CHUNKS)?;
-                for pack in &packs {
-                    pack.chunks.iter().for_each(|chunk| insert(db, pack, chunk));
-                }
-                Ok(())
-            })
-            .unwrap();
-        drop(repository);
-        let repository = Repository::open_with(&path, derive).unwrap();
-        for pack in &packs {
-            for chunk in &pack.chunks {
-                let found = repository.db.read(|db| places(db, &chunk.id)).unwrap();
-                let expected = packs.iter().flat_map(|pack| {
-                    let first = pack.chunks.iter().find(|of| of.id == chunk.id);
-                    first.map(|first| first.location(pack.id))
-                });
-                let mut found: Vec<_> = found.into_iter().map(|place| place.location).collect();
-                let mut expected: Vec<_> = expected.collect();
-                found.sort_by_key(|place| (place.pack, place.offset));
-                expected.sort_by_key(|place| (place.pack, place.offset));
-                assert_eq!(found, expected, "{}", chunk.id);
+        let made = repository.db.write(|db| {
+            db.execute_batch(CHUNKS)?;
+            for pack in &packs {
+                pack.chunks.iter().for_each(|chunk| insert(db, pack, chunk));
             }
+            Ok(())
+        });
+        made.unwrap();
+        (directory, repository.path().to_path_buf(), packs)
+    }
+
+    /// The first place that each pack has of a chunk is found, and nothing is left of the old table.
+    fn assert_is_converted(repository: &Repository, packs: &[ClosedPack]) {
+        for chunk in packs.iter().flat_map(|pack| &pack.chunks) {
+            let found = repository.db.read(|db| places(db, &chunk.id)).unwrap();
+            let mut found: Vec<_> = found.into_iter().map(|place| place.location).collect();
+            let expected = packs.iter().flat_map(|pack| {
+                let first = pack.chunks.iter().find(|of| of.id == chunk.id);
+                first.map(|first| first.location(pack.id))
+            });
+            let mut expected: Vec<_> = expected.collect();
+            found.sort_by_key(|place| (place.pack, place.offset));
+            expected.sort_by_key(|place| (place.pack, place.offset));
+            assert_eq!(found, expected, "{}", chunk.id);
         }
         let count = "SELECT count(*) FROM sqlite_schema WHERE name = 'chunks'";
         let left: i64 = repository
@@ -190,6 +226,35 @@ mod tests {
             .unwrap();
         assert_eq!(left, 0);
         assert_eq!(repository.catalog_faults().unwrap(), [""; 0]);
+    }
+
+    #[test]
+    fn a_catalog_of_the_release_before_finds_the_same_places() {
+        let (_directory, path, packs) = of_the_release_before();
+        for _ in 0..2 {
+            assert_is_converted(&Repository::open_with(&path, derive).unwrap(), &packs);
+        }
+    }
+
+    #[test]
+    fn a_conversion_that_was_killed_begins_again() {
+        let (_directory, path, packs) = of_the_release_before();
+        let (catalog, wal) = (path.join(CATALOG), with_suffix(&path.join(CATALOG), "-wal"));
+        let killed = Connection::open(&catalog).unwrap();
+        killed
+            .execute_batch("PRAGMA cache_size = 3; PRAGMA wal_autocheckpoint = 0; BEGIN IMMEDIATE")
+            .unwrap();
+        let before = fs::metadata(&wal).unwrap().len();
+        places_of_chunks(&killed).unwrap();
+        // What is on the disk now is what a kill would leave; parts of the conversion are among it.
+        let left = [catalog, wal].map(|file| (fs::read(&file).unwrap(), file));
+        assert!(left[1].0.len() as u64 > before + 40_000, "{}", left[1].0.len());
+        drop(killed);
+        remove_catalog(&path.join(CATALOG)).unwrap();
+        for (bytes, file) in left {
+            fs::write(file, bytes).unwrap();
+        }
+        assert_is_converted(&Repository::open_with(&path, derive).unwrap(), &packs);
     }
 
     #[test]

@@ -2,16 +2,16 @@
 //!
 //! The catalog has shortened ids. Where it must be certain which chunk a place has, the pack's footer is read; the ids of the
 //! packs that were read last stay in memory. SQL asks with the function `chunk_id(pack, offset)`, which each connection to
-//! the catalog has. It gives NULL where the footer cannot be read.
+//! the catalog has. It gives NULL where the footer cannot be read, and no bytes where the pack's file is missing.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex};
 
 use barmanfs_store::sync::lock;
-use barmanfs_store::{ChunkId, ClosedPack, PackId, PackStorage, read_footer};
-use rusqlite::Connection;
+use barmanfs_store::{ChunkId, ClosedPack, Error as StoreError, PackId, PackStorage, read_footer};
 use rusqlite::functions::FunctionFlags;
+use rusqlite::{Connection, params};
 
 use crate::error::Result;
 
@@ -22,6 +22,17 @@ const KEPT_MAX: usize = 1 << 19;
 pub(crate) struct FooterIds {
     storage: Arc<dyn PackStorage>,
     kept: Mutex<Kept>,
+}
+
+/// What is known of the chunk at a place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum IdAt {
+    /// Which one it is.
+    Known(ChunkId),
+    /// The footer cannot be read, or has no chunk there.
+    Unknown,
+    /// The pack's file is missing. Perhaps its file system is not mounted.
+    PackMissing,
 }
 
 /// The chunks of a pack: where they begin in it, in this order, and their ids.
@@ -42,22 +53,26 @@ impl FooterIds {
         }
     }
 
-    /// The id of the chunk that begins at an offset; `None` if the footer cannot be read.
-    pub(crate) fn get(&self, pack: PackId, offset: u32) -> Option<ChunkId> {
+    /// The id of the chunk that begins at an offset.
+    fn get(&self, pack: PackId, offset: u32) -> IdAt {
         let known = lock(&self.kept).get(pack);
         let ids = match known {
             Some(ids) => ids,
             // No lock is held while it is read.
             None => match read_footer(self.storage.as_ref(), pack) {
                 Ok(closed) => self.keep(&closed),
+                Err(StoreError::MissingPack(_)) => return IdAt::PackMissing,
                 Err(error) => {
                     tracing::debug!("It is not certain which chunks are in pack {pack}: {error}");
-                    return None;
+                    return IdAt::Unknown;
                 }
             },
         };
         let found = ids.binary_search_by_key(&offset, |(begins, _)| *begins);
-        found.ok().and_then(|at| ids.get(at)).map(|(_, id)| *id)
+        match found.ok().and_then(|at| ids.get(at)) {
+            Some((_, id)) => IdAt::Known(*id),
+            None => IdAt::Unknown,
+        }
     }
 
     /// Keeps the ids of a pack whose footer is known.
@@ -77,14 +92,28 @@ impl FooterIds {
 /// Gives a connection the function `chunk_id`.
 pub(crate) fn teach(
     connection: &Connection,
-    get: impl Fn(PackId, u32) -> Option<ChunkId> + Send + 'static,
+    get: impl Fn(PackId, u32) -> IdAt + Send + 'static,
 ) -> Result<()> {
     let flags = FunctionFlags::SQLITE_UTF8 | FunctionFlags::SQLITE_DIRECTONLY;
     connection.create_scalar_function("chunk_id", 2, flags, move |arguments| {
-        let id = get(PackId(arguments.get(0)?), arguments.get(1)?);
-        Ok(id.map(|id| id.0))
+        Ok(match get(PackId(arguments.get(0)?), arguments.get(1)?) {
+            IdAt::Known(id) => Some(id.0.to_vec()),
+            IdAt::Unknown => None,
+            IdAt::PackMissing => Some(Vec::new()),
+        })
     })?;
     Ok(())
+}
+
+/// What the footer of a pack has at an offset.
+pub(crate) fn ask(db: &Connection, pack: PackId, offset: u32) -> Result<IdAt> {
+    let mut id = db.prepare_cached("SELECT chunk_id(?1, ?2)")?;
+    let id: Option<Vec<u8>> = id.query_row(params![pack.as_bytes(), offset], |row| row.get(0))?;
+    Ok(match id.map(<[u8; ChunkId::BYTES]>::try_from) {
+        Some(Ok(id)) => IdAt::Known(ChunkId(id)),
+        Some(Err(_)) => IdAt::PackMissing,
+        None => IdAt::Unknown,
+    })
 }
 
 impl Kept {

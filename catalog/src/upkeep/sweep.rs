@@ -39,7 +39,7 @@ use crate::home::locks::Lock;
 use crate::home::presence::{self, WRITER_PREFIX, WriterName};
 use crate::index::condemned::PackRow;
 use crate::index::repository::Repository;
-use crate::index::runs::merge;
+use crate::index::runs;
 use crate::index::unread::PackProblem;
 use crate::monitor::Monitor;
 
@@ -197,7 +197,7 @@ impl Repository {
         };
         sweep.run(monitor)?;
         // It may need more space than there is: then it stays as large as it is until the next time.
-        if let Err(error) = merge::compact(&self.db).and_then(|()| self.db.shrink()) {
+        if let Err(error) = runs::merge::compact(&self.db).and_then(|()| self.db.shrink()) {
             tracing::debug!("The catalog stays as large as it is: {error}");
         }
         Ok(sweep.report)

@@ -30,13 +30,17 @@ struct Pack {
     condemned: bool,
 }
 
-type Footers = Arc<Mutex<BTreeMap<PackId, Vec<PackedChunk>>>>;
+/// What the files of packs have; `None` for one whose footer cannot be read.
+type Footers = Arc<Mutex<BTreeMap<PackId, Option<Vec<PackedChunk>>>>>;
 
 #[derive(Clone, Default)]
 struct Model {
     packs: BTreeMap<i64, Pack>,
     damaged: BTreeSet<(ChunkId, PackId)>,
+    /// Packs whose footers cannot be read.
     unreadable: BTreeSet<PackId>,
+    /// Packs without a file.
+    missing: BTreeSet<PackId>,
 }
 
 /// Pack and offset.
@@ -47,7 +51,7 @@ impl Model {
     fn keyed(&self, id: &ChunkId) -> Vec<(At, PackedChunk, Option<ChunkId>)> {
         let mut keyed = Vec::new();
         for (seq, pack) in &self.packs {
-            let is_readable = !self.unreadable.contains(&pack.id);
+            let is_readable = !self.unreadable.contains(&pack.id) && !self.missing.contains(&pack.id);
             for chunk in pack.chunks.iter().filter(|chunk| chunk.id.0[..8] == id.0[..8]) {
                 keyed.push(((*seq, chunk.offset), *chunk, is_readable.then_some(chunk.id)));
             }
@@ -101,21 +105,50 @@ impl Model {
         self.best(id, likely)
     }
 
-    fn reusable(&self, id: &ChunkId, mut of: Vec<(At, PackedChunk)>) -> Option<At> {
+    /// Places that a writer may refer to, except for a delta's base.
+    fn reusable(&self, id: &ChunkId, mut of: Vec<(At, PackedChunk)>) -> Vec<(At, PackedChunk)> {
         of.retain(|(at, chunk)| !self.packs[&at.0].condemned && !self.is_damaged(id, *at, chunk));
-        let best = self.best(id, of.clone())?;
-        let base = of
-            .iter()
-            .find(|(at, _)| *at == best)
-            .and_then(|(_, chunk)| chunk.base);
-        match base {
-            Some(base) => {
-                let (seq, _) = self.whole(&base)?;
-                (!self.packs[&seq].condemned).then_some(best)
-            }
-            None => Some(best),
+        of
+    }
+
+    fn kept(&self, id: &ChunkId) -> Option<At> {
+        let likely = self.likely(id);
+        let of = self.reusable(id, likely.clone());
+        let has_base = |at: &At| match base_of(&of, *at) {
+            Some(base) => self
+                .whole(&base)
+                .is_some_and(|(seq, _)| !self.packs[&seq].condemned),
+            None => true,
+        };
+        let reusable = self.best(id, of.clone()).filter(has_base);
+        reusable.or(self.best(id, likely))
+    }
+
+    /// The places that certainly have a chunk, for a writer; an error if it may be in a pack without a file.
+    fn proven(&self, id: &ChunkId) -> Result<Vec<(At, PackedChunk)>, ()> {
+        let certain = self.reusable(id, self.certain(id));
+        let keyed = self.keyed(id).into_iter().map(|(at, chunk, _)| (at, chunk));
+        let possible = self.reusable(id, keyed.collect());
+        let is_missing = |(seq, _): &At| self.missing.contains(&self.packs[seq].id);
+        match certain.is_empty() && possible.iter().any(|(at, _)| is_missing(at)) {
+            true => Err(()),
+            false => Ok(certain),
         }
     }
+
+    fn proven_place(&self, id: &ChunkId) -> Result<Option<At>, ()> {
+        let of = self.proven(id)?;
+        let best = self.best(id, of.clone());
+        match best.and_then(|best| base_of(&of, best)) {
+            Some(base) if self.proven(&base)?.iter().all(|(_, chunk)| chunk.base.is_some()) => Ok(None),
+            _ => Ok(best),
+        }
+    }
+}
+
+fn base_of(of: &[(At, PackedChunk)], at: At) -> Option<ChunkId> {
+    let chunk = of.iter().find(|(of, _)| *of == at);
+    chunk.and_then(|(_, chunk)| chunk.base)
 }
 
 fn catalog(footers: &Footers) -> Connection {
@@ -125,11 +158,11 @@ fn catalog(footers: &Footers) -> Connection {
     let footers = Arc::clone(footers);
     footer_ids::teach(&db, move |pack, offset| {
         let footers = lock(&footers);
-        let chunks = footers.get(&pack)?;
-        chunks
-            .iter()
-            .find(|chunk| chunk.offset == offset)
-            .map(|chunk| chunk.id)
+        let Some(chunks) = footers.get(&pack) else {
+            return IdAt::PackMissing;
+        };
+        let found = chunks.iter().flatten().find(|chunk| chunk.offset == offset);
+        found.map_or(IdAt::Unknown, |chunk| IdAt::Known(chunk.id))
     })
     .unwrap();
     db
@@ -177,7 +210,7 @@ fn enter(db: &Connection, footers: &Footers, model: &mut Model, pack: Pack) {
             |row| row.get(0),
         )
         .unwrap();
-    lock(footers).insert(pack.id, pack.chunks.clone());
+    lock(footers).insert(pack.id, Some(pack.chunks.clone()));
     model.packs.insert(seq, pack);
 }
 
@@ -214,10 +247,13 @@ fn change(db: &Connection, footers: &Footers, model: &mut Model, round: u64, cho
         }
         (7, Some(seq)) => {
             let pack = model.packs[&seq].clone();
-            if model.unreadable.remove(&pack.id) {
-                lock(footers).insert(pack.id, pack.chunks);
-            } else {
+            if model.unreadable.remove(&pack.id) || model.missing.remove(&pack.id) {
+                lock(footers).insert(pack.id, Some(pack.chunks));
+            } else if choice[2].is_multiple_of(2) {
                 model.unreadable.insert(pack.id);
+                lock(footers).insert(pack.id, None);
+            } else {
+                model.missing.insert(pack.id);
                 lock(footers).remove(&pack.id);
             }
         }
@@ -255,14 +291,15 @@ fn assert_agrees(db: &Connection, model: &Model, id: &ChunkId, round: u64) {
             Some(place.pack)
         );
     }
-    assert_eq!(
-        proven_place(db, id).unwrap().map(at),
-        model.reusable(id, certain),
-        "{context}"
-    );
+    let proven = proven_place(db, id);
+    if let Err(error) = &proven {
+        let store = barmanfs_store::Error::from(error.clone());
+        assert!(matches!(store, barmanfs_store::Error::MissingPack(_)), "{error}");
+    }
+    let proven = proven.map(|place| place.map(at)).map_err(drop);
+    assert_eq!(proven, model.proven_place(id), "{context}");
     assert_eq!(whole_place(db, id).unwrap().map(at), model.whole(id), "{context}");
-    let likely = model.likely(id);
-    let kept = model.reusable(id, likely.clone()).or(model.best(id, likely));
+    let kept = model.kept(id);
     assert_eq!(kept_place(db, id).unwrap().map(at), kept, "{context}");
     let read = place_to_read(db, id).unwrap();
     // A reader checks what it decodes, and asks for all places when it is another chunk.
@@ -300,6 +337,7 @@ fn look_ups_agree_with_a_plain_list() {
             }
         }
         assert!(model.packs.len() > 5 && !model.damaged.is_empty());
+        assert!(!model.unreadable.is_empty() && !model.missing.is_empty());
         let gone = (0..IDS).map(id).filter(|id| model.certain(id).is_empty()).count();
         assert!(gone < usize::from(IDS) / 2, "{gone}");
     }
@@ -324,6 +362,6 @@ fn deltas_are_found_by_their_bases() {
     });
     assert!(is_told.unwrap() && expected.len() > 20);
     assert_eq!(found, expected);
-    lock(&footers).clear();
+    lock(&footers).values_mut().for_each(|footer| *footer = None);
     assert!(!each_based_on(&db, &bases, &mut |id| Ok(id.is_some())).unwrap());
 }

@@ -13,7 +13,7 @@ use barmanfs_store::{
 };
 
 use crate::error::{Error, Result};
-use crate::index::chunk_index::{Place, places, proven_place, whole_place};
+use crate::index::chunk_index::{Place, places, proven_place, proven_whole_place};
 use crate::index::repository::Repository;
 use crate::index::writer::Writer;
 use crate::upkeep::sync::footers::Footers;
@@ -129,7 +129,7 @@ impl<'a> Copier<'a> {
         self.node.db.read(|db| {
             let mut missing = BTreeSet::new();
             for id in bases {
-                if whole_place(db, &id)?.is_none_or(|place| place.condemned || place.damaged) {
+                if proven_whole_place(db, &id)?.is_none() {
                     missing.insert(id);
                 }
             }
