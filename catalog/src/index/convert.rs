@@ -1,7 +1,7 @@
 //! Makes the places of chunks in a catalog of an earlier release as this one keeps them.
 //!
-//! Up to layout 10 each place had a row in a table `chunks`. That table was sorted by ids. SQLite sorts it by packs, in a
-//! temporary file where it is large, and memory is bounded: it has the chunks of one pack.
+//! Up to layout 10 each place had a row in a table `chunks`. That table was sorted by ids. SQLite sorts it by packs, and
+//! [`Bulk`] what it gives by shortened ids, both in temporary files where it is large. In memory are the chunks of one pack.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use rusqlite::{Connection, Row};
 
 use crate::error::{Error, Result};
 use crate::index::chunk_lists::{self, ListedChunk};
-use crate::index::runs::{self, Key};
+use crate::index::runs::{Bulk, Key};
 use crate::index::schema;
 
 /// How often it says how far it is.
@@ -29,18 +29,19 @@ pub(crate) fn places_of_chunks(db: &Connection) -> Result<()> {
             "SELECT pack, id, position, stored_bytes, raw_bytes, encoding, base FROM chunks ORDER BY pack, position",
         )?;
         let mut rows = all.query([])?;
-        let mut of_pack = OfPack::default();
+        let (mut of_pack, all_keys) = (OfPack::default(), Bulk::new());
         let mut progress = Progress::of(db)?;
         while let Some(row) = rows.next()? {
             let pack = row.get(0)?;
             if pack != of_pack.pack {
                 progress.advance(of_pack.chunks.len());
-                of_pack.enter(db)?;
+                of_pack.enter(db, &all_keys)?;
                 of_pack.pack = pack;
             }
             of_pack.push(row)?;
         }
-        of_pack.enter(db)?;
+        of_pack.enter(db, &all_keys)?;
+        all_keys.write(db)?;
     }
     Ok(db.execute_batch("DROP TABLE chunks")?)
 }
@@ -108,9 +109,9 @@ impl OfPack {
         Ok(())
     }
 
-    fn enter(&mut self, db: &Connection) -> Result<()> {
+    fn enter(&mut self, db: &Connection, all_keys: &Bulk) -> Result<()> {
         chunk_lists::enter(db, self.pack, self.chunks.drain(..))?;
-        runs::add(db, self.pack, self.keys.drain(..))
+        all_keys.add(self.pack, self.keys.drain(..))
     }
 }
 
@@ -255,6 +256,43 @@ mod tests {
             fs::write(file, bytes).unwrap();
         }
         assert_is_converted(&Repository::open_with(&path, derive).unwrap(), &packs);
+    }
+
+    /// Run by hand, optimized:
+    /// `MADE_UP_CHUNKS=10000000 cargo test --release -p barmanfs-catalog --lib figures_of_a_conv -- --ignored --nocapture`
+    #[test]
+    #[ignore = "takes minutes, and says something only when it is optimized"]
+    fn figures_of_a_conversion() {
+        let chunks = std::env::var("MADE_UP_CHUNKS").map_or(1_000_000, |count| count.parse().unwrap());
+        let (_directory, repository) = temporary();
+        let path = repository.path().to_path_buf();
+        let made = repository.db.write(|db| {
+            db.execute_batch(CHUNKS)?;
+            db.execute(
+                "WITH RECURSIVE n (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM n WHERE n + 1 < ?1 / 1500)
+                 INSERT INTO packs (id, bytes, chunks, stored_bytes, raw_bytes) SELECT randomblob(16), 1, 1500, 1, 1 FROM n",
+                [chunks],
+            )?;
+            Ok(db.execute(
+                "WITH RECURSIVE n (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM n WHERE n + 1 < ?1)
+                 INSERT INTO chunks SELECT id, 1 + n / 1500, 32 + n % 1500 * 45000, 45000, 131072, encoding, base
+                 FROM (SELECT randomblob(32) id, n, 1 + (n % 3 = 0) encoding, iif(n % 3 = 0, randomblob(32), NULL) base FROM n)
+                 ORDER BY id",
+                [chunks],
+            )?)
+        });
+        assert_eq!(made.unwrap(), chunks);
+        let before = repository.catalog_bytes();
+        drop(repository);
+        let began = Instant::now();
+        let repository = Repository::open_with(&path, derive).unwrap();
+        let took = began.elapsed();
+        let status = fs::read_to_string("/proc/self/status").unwrap();
+        let peak = status.lines().find(|line| line.starts_with("VmHWM")).unwrap();
+        let after = repository.catalog_bytes();
+        repository.db.shrink().unwrap();
+        let shrunk = repository.catalog_bytes();
+        println!("{chunks} chunks in {took:?}, {peak}; {before} bytes, then {after}, shrunk {shrunk}");
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::home::presence::WriterName;
 use crate::index::chunk_lists::{self, ListedChunk};
 use crate::index::condemned;
-use crate::index::runs::{self, Key};
+use crate::index::runs::{self, Bulk, Key};
 
 /// Version of the payloads this release writes, and the newest it reads.
 const PAYLOAD_VERSION: u32 = 1;
@@ -226,10 +226,12 @@ pub(crate) fn enter(
     Ok(entered)
 }
 
-/// Enters a pack without what its records mean; [`derive_all`] adds that once all packs are entered.
-pub(crate) fn enter_without_deriving(db: &Connection, pack: &ClosedPack) -> Result<()> {
+/// Enters a pack without the keys of its chunks, which are added to `keys`, and without what its records mean:
+/// [`derive_all`] adds that once all packs are entered.
+pub(crate) fn enter_without_deriving(db: &Connection, pack: &ClosedPack, keys: &Bulk) -> Result<()> {
     if let Some(seq) = enter_pack_row(db, pack, None)? {
-        enter_chunks(db, seq, pack)?;
+        chunk_lists::enter(db, seq, pack.chunks.iter().map(ListedChunk::from))?;
+        keys.add(seq, keys_of(pack))?;
         pack.records
             .iter()
             .try_for_each(|record| enter_record(db, seq, record).map(drop))?;
@@ -260,7 +262,11 @@ fn enter_pack_row(db: &Connection, pack: &ClosedPack, writer: Option<&WriterName
 
 fn enter_chunks(db: &Connection, seq: i64, pack: &ClosedPack) -> Result<()> {
     chunk_lists::enter(db, seq, pack.chunks.iter().map(ListedChunk::from))?;
-    runs::add(db, seq, pack.chunks.iter().map(|chunk| Key::from(&chunk.id)))
+    runs::add(db, seq, keys_of(pack))
+}
+
+fn keys_of(pack: &ClosedPack) -> impl Iterator<Item = Key> {
+    pack.chunks.iter().map(|chunk| Key::from(&chunk.id))
 }
 
 /// Returns the record's row when it is new.

@@ -23,6 +23,7 @@ use barmanfs_store::ChunkId;
 use rusqlite::{Connection, params};
 
 use crate::error::{Error, Result};
+use crate::index::sorted::Collector;
 
 #[cfg(test)]
 mod measure;
@@ -119,23 +120,67 @@ fn page_key(run: i64, head: i64) -> i64 {
     (run << HEAD_BITS) | head
 }
 
-/// Enters the keys of a pack's chunks, in the order of their numbers, and continues merges.
-pub(crate) fn add(db: &Connection, pack: i64, keys: impl Iterator<Item = Key>) -> Result<()> {
+/// The entries of a pack's chunks, whose keys come in the order of their numbers.
+fn of_pack(pack: i64, keys: impl Iterator<Item = Key>) -> Result<impl Iterator<Item = Entry>> {
     let row =
         u32::try_from(pack).map_err(|_| Error::Invalid("The catalog has had too many packs".to_owned()))?;
-    let mut all: Vec<Entry> = (0..=u16::MAX)
-        .zip(keys)
-        .map(|(number, key)| Entry::new(key, row, number))
-        .collect();
+    let numbered = (0..=u16::MAX).zip(keys);
+    Ok(numbered.map(move |(number, key)| Entry::new(key, row, number)))
+}
+
+/// Enters the keys of a pack's chunks, in the order of their numbers, and continues merges.
+pub(crate) fn add(db: &Connection, pack: i64, keys: impl Iterator<Item = Key>) -> Result<()> {
+    let mut all: Vec<Entry> = of_pack(pack, keys)?.collect();
     let Some(one) = all.first().map(Entry::key) else {
         return Ok(());
     };
     all.sort_unstable();
     let run = free_number(db)?;
-    db.prepare_cached("INSERT INTO runs (run, level, entries) VALUES (?1, ?2, ?3)")?
-        .execute(params![run, level_of(all.len()), all.len()])?;
+    insert_run(db, run, all.len())?;
     write_pages(db, run, &all)?;
     merge::go_on(db, one, all.len())
+}
+
+fn insert_run(db: &Connection, run: i64, entries: usize) -> Result<()> {
+    db.prepare_cached("INSERT INTO runs (run, level, entries) VALUES (?1, ?2, ?3)")?
+        .execute(params![run, level_of(entries), entries])?;
+    Ok(())
+}
+
+/// Enters the keys of all packs at once, into a catalog that is being made: they are sorted in files, and each is written once.
+pub(crate) struct Bulk(Collector<ENTRY_BYTES>);
+
+impl Bulk {
+    pub(crate) fn new() -> Self {
+        Self(Collector::new())
+    }
+
+    /// Adds the keys of a pack's chunks, in the order of their numbers.
+    pub(crate) fn add(&self, pack: i64, keys: impl Iterator<Item = Key>) -> Result<()> {
+        self.0.add(of_pack(pack, keys)?.map(|entry| entry.0))
+    }
+
+    /// Makes a run of all.
+    pub(crate) fn write(self, db: &Connection) -> Result<()> {
+        let sorted = self.0.finish();
+        let mut rest = sorted.all()?;
+        let run = free_number(db)?;
+        let (mut page, mut count): (Vec<Entry>, usize) = (Vec::new(), 0);
+        while let Some(entry) = rest.next()?.map(Entry) {
+            let last = page.last().map(|last| last.key().head());
+            if page.len() >= PAGE_ENTRIES && last != Some(entry.key().head()) {
+                write_pages(db, run, &page)?;
+                page.clear();
+            }
+            page.push(entry);
+            count += 1;
+        }
+        write_pages(db, run, &page)?;
+        match count {
+            0 => Ok(()),
+            _ => insert_run(db, run, count),
+        }
+    }
 }
 
 /// The level on which a run of so many entries begins.

@@ -33,6 +33,7 @@ use crate::index::condemned;
 use crate::index::db::{self, check_files, remove_catalog};
 use crate::index::records;
 use crate::index::repository::Repository;
+use crate::index::runs::Bulk;
 use crate::index::unread::PackProblem;
 use crate::monitor::{Monitor, Unit};
 use crate::upkeep::verify::lost;
@@ -334,10 +335,11 @@ fn enter_packs(
     })?;
     // Packs of killed writers may not be durable yet.
     storage.settle(&packs)?;
+    let keys = Bulk::new();
     for pack in packs {
         match read_footer(storage, pack) {
             Ok(closed) => {
-                enter_one(connection, &closed)?;
+                enter_one(connection, &closed, &keys)?;
                 report.packs += 1;
                 report.chunks += closed.chunks.len() as u64;
             }
@@ -351,6 +353,7 @@ fn enter_packs(
         }
         monitor.progress(report.packs, None, Unit::Packs);
     }
+    in_transaction(connection, |transaction| keys.write(transaction))?;
     tell_astray(connection, storage, report)
 }
 
@@ -371,9 +374,15 @@ fn tell_astray(connection: &Connection, storage: &dyn PackStorage, report: &mut 
     Ok(())
 }
 
-fn enter_one(connection: &Connection, pack: &ClosedPack) -> Result<()> {
+fn enter_one(connection: &Connection, pack: &ClosedPack, keys: &Bulk) -> Result<()> {
+    in_transaction(connection, |transaction| {
+        records::enter_without_deriving(transaction, pack, keys)
+    })
+}
+
+fn in_transaction(connection: &Connection, work: impl FnOnce(&Connection) -> Result<()>) -> Result<()> {
     let transaction = connection.unchecked_transaction()?;
-    records::enter_without_deriving(&transaction, pack)?;
+    work(&transaction)?;
     Ok(transaction.commit()?)
 }
 

@@ -211,3 +211,41 @@ fn a_page_of_a_wrong_size_is_damage() {
     let looked = candidates(&db, keys[0], &mut |_| Ok(ControlFlow::Continue(())));
     assert!(matches!(looked, Err(Error::CatalogDamaged { .. })), "{looked:?}");
 }
+
+#[test]
+fn what_is_entered_at_once_is_found_like_the_rest() {
+    for count in [0, 1, PAGE_ENTRIES, PAGE_ENTRIES + 1, 20_000] {
+        let (db, bulk) = (catalog(), Bulk::new());
+        let pack = |number: i64| match number % 2 {
+            0 => keys(number.cast_unsigned(), count),
+            _ => random_keys(number.cast_unsigned(), count),
+        };
+        for number in 1..=4 {
+            db.execute(
+                "INSERT INTO packs (id, bytes, chunks, stored_bytes, raw_bytes) VALUES (randomblob(16), 1, ?1, 1, 1)",
+                [count],
+            )
+            .unwrap();
+            bulk.add(number, pack(number).into_iter()).unwrap();
+        }
+        bulk.write(&db).unwrap();
+        assert_sound(&db);
+        assert_eq!(
+            number(&db, "SELECT coalesce(sum(entries), 0) FROM runs"),
+            4 * count
+        );
+        let later = random_keys(9, 300);
+        let last = enter(&db, &later);
+        for step in 0..3 {
+            for (of, keys) in (1..=4).map(|of| (of, pack(of))).chain([(last, later.clone())]) {
+                for (at, key) in (0_u16..).zip(&keys).step_by(keys.len() / 50 + 1) {
+                    let entry = Candidate { pack: of, number: at };
+                    assert!(found(&db, *key).contains(&entry), "{count}, step {step}");
+                }
+            }
+            merge::begin_all(&db).unwrap();
+            merge::step(&db, 10_000).unwrap();
+            assert_sound(&db);
+        }
+    }
+}
