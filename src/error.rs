@@ -248,6 +248,13 @@ impl From<barmanfs_live::Error> for Error {
 
 impl From<crate::postgres::Error> for Error {
     fn from(error: crate::postgres::Error) -> Self {
+        // The receiver of a base backup failed, not the client: what helps is known of its error.
+        if let Some(error) = error.sink::<barmanfs_catalog::Error>() {
+            return error.clone().into();
+        }
+        if let Some(error) = error.sink::<barmanfs_store::Error>() {
+            return error.clone().into();
+        }
         let failed = match &error {
             crate::postgres::Error::Settings { .. } => Self::usage(chain(&error)),
             _ => Self::failed(chain(&error)),
@@ -281,6 +288,18 @@ mod tests {
             chain(&Telling(std::io::Error::other("inner"))),
             "Outer trouble: inner"
         );
+    }
+
+    #[test]
+    fn what_helps_is_known_of_the_error_of_a_receiver() {
+        let missing = barmanfs_store::Error::MissingPack(barmanfs_store::PackId([1; 16]));
+        let catalog = barmanfs_catalog::Error::from(missing.clone());
+        for of_the_member in [crate::postgres::SinkError::from(missing), catalog.into()] {
+            let member = crate::postgres::Error::Sink(of_the_member);
+            let error = Error::from(crate::postgres::Error::Sink(member.into()));
+            let hint = error.hint_text().unwrap();
+            assert!(hint.starts_with("Is its file system mounted?"), "{hint}");
+        }
     }
 
     #[test]
