@@ -1,6 +1,6 @@
 //! `barmanfs explain`: how a target would be recovered, or why it cannot be.
 
-use barmanfs_catalog::recovery::{Plan, TargetSpec, TimelineSpan, Unreachable};
+use barmanfs_catalog::recovery::{Action, Plan, TargetSpec, TimelineSpan, Unreachable};
 use barmanfs_catalog::{BackupStatus, Repository, ServerName};
 use barmanfs_pg::TimelineId;
 
@@ -22,6 +22,7 @@ pub(crate) fn run(app: &mut App, args: &ExplainArgs) -> Result<Outcome, Error> {
         .join(" ")
         .parse()
         .map_err(|error: barmanfs_catalog::TargetError| Error::usage(error.to_string()))?;
+    let spec = spec.or_action(app.config.recovery_target_action.unwrap_or(Action::Promote));
     forks::log_open(&repository, &server)?;
     match repository.plan(&server, &spec)? {
         Ok(mut plan) => {

@@ -287,7 +287,8 @@ fn choose(
     repository: &Repository,
     server: &ServerName,
 ) -> Result<Option<Choice>, Error> {
-    let mut spec = args.target.spec(args.is_self_contained())?;
+    let action = request::usual_action(app.config.recovery_target_action, app.config.is_barmans);
+    let mut spec = args.target.spec(args.is_self_contained())?.or_action(action);
     if !args.annotation.is_empty() {
         spec.backup = Some(annotated::find(app, args, repository, server, &spec)?);
     } else if args.backup != AUTO {

@@ -11,7 +11,7 @@ use crate::recovery::planner::{PlanResult, Planner, Start, StopReason};
 use crate::recovery::route::{LAST, Route};
 use crate::recovery::segments::{Found, Row, Segments, is_after};
 use crate::recovery::time::shown;
-use crate::recovery::{Target, Unreachable};
+use crate::recovery::{Action, Target, Unreachable};
 
 /// The WAL up to a timeline, with what is known about the target before a backup is chosen.
 #[derive(Debug)]
@@ -113,22 +113,47 @@ impl Planner<'_> {
         let route = &approach.route;
         match &approach.goal {
             Goal::Now => self.to_now(start, route).map(Some),
-            Goal::Immediate => {
-                let number = route.number_before(start.stop);
-                if !start.backup.wal_included {
-                    self.check_way(start, route, number)?;
-                }
-                Ok(Some(End {
-                    number,
-                    lsn: Some(start.stop),
-                    ..End::default()
-                }))
-            }
+            Goal::Immediate => self.to_own_end(start, approach).map(Some),
             Goal::Lsn(lsn) => self.to_lsn(start, approach, *lsn),
             Goal::Time(time, passed) => self.to_time(start, approach, *time, &passed.last),
             Goal::Xid(xid, found) => self.to_xid(start, approach, *xid, found.as_ref()),
             Goal::Name(name, points) => self.to_name(start, approach, name, points),
         }
+    }
+
+    /// PostgreSQL stops at the end of a backup when it meets a later record. The WAL that came with a backup may have none
+    /// (`own_wal_may_end_with_it`). A copy that is to be promoted replays all of that WAL instead, without a target;
+    /// one that pauses or shuts down needs the record.
+    fn to_own_end(&self, start: &Start, approach: &Approach) -> PlanResult<End> {
+        let (route, backup) = (&approach.route, &start.backup);
+        let promotes = self.spec.action.is_none_or(|action| action == Action::Promote);
+        let needs_record = backup.own_wal_may_end_with_it() && !(backup.wal_included && promotes);
+        let number = match needs_record {
+            false => route.number_before(start.stop),
+            true => match self.first_record(route, start.stop)? {
+                Some(number) => number,
+                None => {
+                    let promoted = match backup.wal_included {
+                        true => " (with the action promote, none is needed)",
+                        false => "",
+                    };
+                    let what = format!(
+                        "PostgreSQL stops at the end of backup {} when it meets a later record, and none is \
+                         archived{promoted}",
+                        backup.id
+                    );
+                    return Err(self.after_end(start, approach, what)?);
+                }
+            },
+        };
+        if needs_record || !backup.wal_included {
+            self.check_way(start, route, number)?;
+        }
+        Ok(End {
+            number,
+            lsn: Some(start.stop),
+            ..End::default()
+        })
     }
 
     fn to_now(&self, start: &Start, route: &Route) -> PlanResult<End> {

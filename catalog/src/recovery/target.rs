@@ -119,6 +119,18 @@ impl TargetError {
     }
 }
 
+impl TargetSpec {
+    /// The target of a copy that does `usual` at its target unless this says otherwise. Whether the end of a backup can be
+    /// reached depends on it; a promotion is assumed where nothing is said.
+    #[must_use]
+    pub fn or_action(mut self, usual: Action) -> Self {
+        if self.target == Target::Immediate && usual != Action::Promote {
+            self.action.get_or_insert(usual);
+        }
+        self
+    }
+}
+
 impl From<Target> for TargetSpec {
     /// The target with default options.
     fn from(target: Target) -> Self {

@@ -858,9 +858,12 @@ fn a_standbys_own_wal_only_reaches_the_end_of_its_backup() {
     let (world, _) = small_world();
     let model = &world.backups[0];
     let stop_in = number(Lsn(model.stop.0 - 1));
-    let planned = |origin: Origin, first: u64, target: &Target| {
+    let acting = |own_wal: bool, origin: Origin, first: u64, spec: TargetSpec| {
         let archive = Archive::new();
-        let backup = origin.backup(&archive.server, model);
+        let backup = Backup {
+            wal_included: own_wal,
+            ..origin.backup(&archive.server, model)
+        };
         let record = records::record(Kind::Backup, &backup).unwrap();
         archive.writer.write_records(vec![record]).unwrap();
         for segment in world.logs[&1].segments() {
@@ -868,11 +871,13 @@ fn a_standbys_own_wal_only_reaches_the_end_of_its_backup() {
                 archive.put(WalName::Segment(segment.name), &segment.bytes);
             }
         }
-        let plan = archive.repository.plan(&archive.server, &target.clone().into());
+        let plan = archive.repository.plan(&archive.server, &spec);
         plan.unwrap()
             .map(|plan| number(plan.last_segment.start_lsn(SIZE)))
             .ok()
     };
+    let planned =
+        |origin: Origin, first: u64, target: &Target| acting(true, origin, first, target.clone().into());
     let later = Target::Name(NAMES[0].to_owned());
     for origin in [Origin::Primary, Origin::Standby, Origin::ShutDown] {
         assert_eq!(planned(origin, u64::MAX, &Target::Immediate), Some(stop_in));
@@ -883,7 +888,17 @@ fn a_standbys_own_wal_only_reaches_the_end_of_its_backup() {
     for origin in [Origin::Standby, Origin::ShutDown] {
         assert_eq!(planned(origin, stop_in + 1, &later), None);
         assert_eq!(planned(origin, stop_in + 1, &Target::Now), Some(stop_in));
+        // PostgreSQL only stops at the end of the backup when it meets a later record.
+        for action in [Action::Pause, Action::Shutdown] {
+            let spec = TargetSpec::from(Target::Immediate).or_action(action);
+            assert_eq!(acting(true, origin, u64::MAX, spec.clone()), None);
+            assert_eq!(acting(true, origin, stop_in, spec), Some(stop_in));
+        }
     }
+    // Without WAL of its own, a copy that is to be promoted has a target, too.
+    let first = number(model.start);
+    let whole = acting(false, Origin::Standby, first, Target::Immediate.into());
+    assert_eq!(whole, Some(stop_in));
 }
 
 /// What was received behind a backup's end is safe only as far as it is here, and the rest of a segment is not.

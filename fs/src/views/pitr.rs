@@ -291,6 +291,7 @@ fn tell(server: &ServerName, text: &str, tree: &BackupTree) {
 }
 
 fn planned(context: &Arc<Context>, server: &ServerName, spec: &TargetSpec) -> Result<Answer> {
+    let spec = &spec.clone().or_action(context.options.recovery_target_action);
     let plan = match context.repository.plan(server, spec)? {
         Ok(plan) => plan,
         Err(reason) => return Ok(Answer::Absent(in_words(context, server, spec, &reason)?)),
