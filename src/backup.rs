@@ -518,11 +518,11 @@ pub(crate) fn wal_directories(major: u32) -> impl Iterator<Item = &'static [u8]>
 
 fn report(backup: &Backup, took: Duration) {
     tracing::debug!(
-        "Backup {} of server {} copied in {}: {} files",
+        "Backup {} of server {} copied in {}: {}",
         backup.id,
         backup.server,
         output::duration(took),
-        backup.files
+        output::count(backup.files, "file")
     );
     let failures = backup.checksum_failures.len();
     if failures > 0 {

@@ -294,7 +294,9 @@ impl Output {
 }
 
 /// `1 file`, `2 files`
-pub(crate) fn count(number: usize, noun: &str) -> String {
+pub(crate) fn count(number: impl TryInto<u64>, noun: &str) -> String {
+    // No number here is larger than 64 bits.
+    let number = number.try_into().unwrap_or(u64::MAX);
     format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
 }
 

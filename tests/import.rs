@@ -417,6 +417,16 @@ fn a_stopped_data_directory_becomes_a_backup(install: &'static Install) {
         assert_eq!(rows(&server), "1");
         server.stop("fast");
     }
+    let pause = |name: &str| {
+        let to = site.path(name);
+        let words = ["restore", "main", &id, to.to_str().unwrap(), "--target-immediate"];
+        (
+            site.barmanfs(&[&words[..], &["--target-action", "pause"]].concat()),
+            to,
+        )
+    };
+    // PostgreSQL pauses there when it meets a later record.
+    pause("early").0.refused(1).says(&["later record", "promote"]);
     primary.start();
     let moments = crate::common::moments::Moments::pass(&primary);
     primary.stop("fast");
@@ -427,6 +437,13 @@ fn a_stopped_data_directory_becomes_a_backup(install: &'static Install) {
         site.ok(&[&["restore", "main", &id, to.to_str().unwrap()], target].concat());
         starts(install, &to, expected);
     }
+    let (run, to) = pause("pause");
+    run.ok();
+    let mut paused = PgServer::on(install, &to);
+    paused.start();
+    assert_eq!(paused.query("SELECT pg_is_in_recovery()"), "t");
+    assert_eq!(rows(&paused), "1");
+    paused.stop("fast");
     boot();
 }
 

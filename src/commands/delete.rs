@@ -321,7 +321,8 @@ fn show(out: &mut Output, plan: &Deletion) -> Result<(), Error> {
     if wal > 0 {
         let bytes = plan.unneeded_wal.iter().map(|wal| wal.totals.logical_bytes).sum();
         out.line(format_args!(
-            "WAL that no backup needs then: {wal} files, {}",
+            "WAL that no backup needs then: {}, {}",
+            output::count(wal, "file"),
             output::bytes(bytes)
         ))?;
     }

@@ -102,7 +102,7 @@ fn show_plan(out: &mut Output, server: &ServerName, plan: &Plan, doubt: &Doubt) 
         format!("{}{}", backup.id, ended.unwrap_or_default()),
     );
     facts.add("Along", along(plan));
-    let count = output::count(usize::try_from(plan.segments).unwrap_or(usize::MAX), "segment");
+    let count = output::count(plan.segments, "segment");
     let receiving = if plan.ends_in_partial {
         ", part of it still being received"
     } else {

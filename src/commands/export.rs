@@ -123,7 +123,7 @@ fn show(app: &mut App, report: &ExportReport) -> Result<(), Error> {
         _ => "backups",
     };
     let place = report.path.as_deref().unwrap_or(Path::new(STANDARD_OUTPUT));
-    let count = |number: u64, noun| output::count(usize::try_from(number).unwrap_or(usize::MAX), noun);
+    let count = |number: u64, noun| output::count(number, noun);
     app.out.line(format_args!(
         "Exported {noun} {} of {} to {}: {} and {}, {}, {} written",
         ids.join(", "),

@@ -67,7 +67,7 @@ fn show(out: &mut Output, report: &HistoryReport) -> Result<(), Error> {
             left.lsn,
             left.timeline,
             output::second(left.decided_at),
-            output::count(usize::try_from(left.files).unwrap_or(usize::MAX), "file")
+            output::count(left.files, "file")
         ))?;
     }
     if !report.undecided_backups.is_empty() {
@@ -115,7 +115,7 @@ fn restart(app: &mut App, server: &str, args: &HistoryDecisionArgs) -> Result<()
     app.out.line(format_args!(
         "The new history of server {server} counts from {lsn} on timeline {} on. Kept apart: {} of the old one{}",
         done.timeline,
-        output::count(usize::try_from(done.apart).unwrap_or(usize::MAX), "archived file"),
+        output::count(done.apart, "archived file"),
         match ids.is_empty() {
             true => String::new(),
             false => format!(", for backups {}", ids.join(", ")),
@@ -124,7 +124,7 @@ fn restart(app: &mut App, server: &str, args: &HistoryDecisionArgs) -> Result<()
     if done.taken > 0 {
         app.out.line(format_args!(
             "Archived now: {} that had been refused",
-            output::count(usize::try_from(done.taken).unwrap_or(usize::MAX), "segment")
+            output::count(done.taken, "segment")
         ))?;
     }
     app.out.line(format_args!(

@@ -331,8 +331,8 @@ fn print(out: &mut Output, report: &Import) -> Result<(), Error> {
         && (wal.archived, wal.present) != (0, 0)
     {
         out.line(format_args!(
-            "WAL: {} files archived ({}, stored {}), {} were here",
-            wal.archived,
+            "WAL: {} archived ({}, stored {}), already here: {}",
+            output::count(wal.archived, "file"),
             output::bytes(wal.archived_bytes),
             output::bytes(wal.new_stored_bytes),
             wal.present

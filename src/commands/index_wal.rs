@@ -16,7 +16,7 @@ pub(crate) fn run(app: &mut App, args: &IndexWalArgs) -> Result<Outcome, Error> 
     if args.json.json {
         app.out.json(&report)?;
     } else if !(app.options.quiet && complete && report.unknown == 0) {
-        let count = output::count(usize::try_from(report.segments).unwrap_or(usize::MAX), "segment");
+        let count = output::count(report.segments, "segment");
         app.out.line(format_args!("Read {count} of server {server}"))?;
         if report.unknown > 0 {
             app.out.line(format_args!(

@@ -63,8 +63,11 @@ fn show(out: &mut Output, report: &RebuildReport) -> Result<(), Error> {
     }
     show_lost(out, report)?;
     out.line(format_args!(
-        "Rebuilt the catalog from {} packs: {} backups, {} WAL files, {} chunks",
-        report.packs, report.backups, report.wal_files, report.chunks
+        "Rebuilt the catalog from {}: {}, {}, {}",
+        output::count(report.packs, "pack"),
+        output::count(report.backups, "backup"),
+        output::count(report.wal_files, "WAL file"),
+        output::count(report.chunks, "chunk")
     ))
 }
 
@@ -72,10 +75,9 @@ fn show(out: &mut Output, report: &RebuildReport) -> Result<(), Error> {
 fn show_lost(out: &mut Output, report: &RebuildReport) -> Result<(), Error> {
     backups(out, "Gone", &report.gone_backups)?;
     if report.gone_wal_files > 0 {
-        let files = usize::try_from(report.gone_wal_files).unwrap_or(usize::MAX);
         out.line(format_args!(
             "Gone: {}; 'barmanfs check' names the gaps",
-            output::count(files, "WAL file")
+            output::count(report.gone_wal_files, "WAL file")
         ))?;
     }
     if let Some(error) = &report.not_examined {
@@ -89,7 +91,7 @@ fn show_lost(out: &mut Output, report: &RebuildReport) -> Result<(), Error> {
         out.line(format_args!(
             "Needed, and in no pack: {}; 'barmanfs verify' names the files, and the next full backup stores again what the \
              server still has",
-            output::count(usize::try_from(report.lost_chunks).unwrap_or(usize::MAX), "chunk")
+            output::count(report.lost_chunks, "chunk")
         ))?;
     }
     Ok(())

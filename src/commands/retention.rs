@@ -183,7 +183,7 @@ fn wal_text(wal: &[RemovableWal]) -> String {
         .collect();
     format!(
         "{} of WAL ({}), {}",
-        output::count(usize::try_from(files).unwrap_or(usize::MAX), "file"),
+        output::count(files, "file"),
         output::bytes(bytes),
         ranges.join(", ")
     )

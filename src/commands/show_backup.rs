@@ -131,7 +131,7 @@ fn about_the_surroundings(facts: &mut Facts, around: &Surroundings) {
             "WAL until",
             format!(
                 "{until}: {}, {}, {} added{}",
-                output::count(usize::try_from(wal.segments).unwrap_or(usize::MAX), "segment"),
+                output::count(wal.segments, "segment"),
                 output::bytes(wal.logical_bytes),
                 output::bytes(wal.new_stored_bytes),
                 rate.unwrap_or_default()

@@ -20,9 +20,12 @@ pub(crate) fn run(app: &mut App, args: &StatsArgs) -> Result<Outcome, Error> {
         return Ok(Outcome::Done);
     }
     app.out.table(&table(&stats))?;
-    let (packs, bytes) = (stats.packs, output::bytes(stats.pack_bytes));
+    let (packs, bytes) = (
+        output::count(stats.packs, "pack"),
+        output::bytes(stats.pack_bytes),
+    );
     app.out
-        .line(format_args!("\nThe repository has {packs} packs of {bytes}"))?;
+        .line(format_args!("\nThe repository has {packs} of {bytes}"))?;
     app.out
         .line("Each chunk counts for the oldest backup that has it; 'Size' is what a copy would take")?;
     Ok(Outcome::Done)

@@ -28,27 +28,27 @@ fn show(out: &mut Output, report: &SweepReport) -> Result<(), Error> {
     // Copies of packs that still wait were made on account: their space is gained with the next sweep.
     let gained = report.removed_bytes.saturating_sub(report.copied_bytes);
     out.line(format_args!(
-        "Freed {} in {} packs",
+        "Freed {} in {}",
         output::bytes(gained),
-        report.removed_packs
+        output::count(report.removed_packs, "pack")
     ))?;
     if report.merged_packs > 0 {
         out.line(format_args!(
-            "Merged {} packs of archived WAL into larger ones",
-            report.merged_packs
+            "Merged {} of archived WAL into larger ones",
+            output::count(report.merged_packs, "pack")
         ))?;
     }
     if report.abandoned_files > 0 {
         out.line(format_args!(
-            "Removed {} unfinished files of killed processes",
-            report.abandoned_files
+            "Removed {} of killed processes",
+            output::count(report.abandoned_files, "unfinished file")
         ))?;
     }
     if report.waiting_packs > 0 {
         let writers = report.waiting_for.join(", ");
         out.line(format_args!(
-            "{} packs go with the next sweep, when these have ended: {writers}",
-            report.waiting_packs
+            "For the next sweep, when these have ended: {}: {writers}",
+            output::count(report.waiting_packs, "pack")
         ))?;
     }
     if let Some(reason) = &report.unfinished {
@@ -59,8 +59,8 @@ fn show(out: &mut Output, report: &SweepReport) -> Result<(), Error> {
     }
     if report.missing_chunks > 0 {
         out.line(format_args!(
-            "{} chunks are missing: 'barmanfs verify' names the files",
-            report.missing_chunks
+            "Missing: {}; 'barmanfs verify' names the files",
+            output::count(report.missing_chunks, "chunk")
         ))?;
     }
     Ok(())

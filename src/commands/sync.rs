@@ -144,10 +144,7 @@ fn print(out: &mut Output, server: &SyncedServer) -> Result<(), Error> {
         server.server,
         output::printable(server.primary.as_bytes()),
         output::count(report.backups.len(), "backup"),
-        output::count(
-            usize::try_from(report.wal_files).unwrap_or(usize::MAX),
-            "WAL file"
-        ),
+        output::count(report.wal_files, "WAL file"),
         output::bytes(report.copied_bytes)
     ))?;
     let ids = |ids: &[BackupId]| {

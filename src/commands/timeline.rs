@@ -93,7 +93,7 @@ fn summary(out: &mut Output, report: &TimelineReport) -> Result<(), Error> {
 /// Prints which WAL could not be interpreted, if any.
 fn not_read(out: &mut Output, repository: &Repository, server: &ServerName) -> Result<(), Error> {
     if let Some((newest, count)) = repository.unknown_segments(server)? {
-        let count = output::count(usize::try_from(count).unwrap_or(usize::MAX), "segment");
+        let count = output::count(count, "segment");
         let text = format!("Not read: {count}, the newest is {newest}, {UNKNOWN_WAL}");
         let text = out.paint(&text, Style::Red);
         out.line(text)?;

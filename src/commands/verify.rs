@@ -92,19 +92,16 @@ fn show(out: &mut Output, report: &VerifyReport) -> Result<(), Error> {
         )
     };
     out.line(format_args!(
-        "{} backups, {} WAL files, {} chunks, {}: {verdict}",
-        report.backups,
-        report.wal_files,
-        report.chunks,
+        "{}, {}, {}, {}: {verdict}",
+        output::count(report.backups, "backup"),
+        output::count(report.wal_files, "WAL file"),
+        output::count(report.chunks, "chunk"),
         output::bytes(report.bytes)
     ))?;
     if report.snapshots > 0 {
         out.line(format_args!(
             "Not checked: {}, whose files are in the storage",
-            output::count(
-                usize::try_from(report.snapshots).unwrap_or(usize::MAX),
-                "snapshot"
-            )
+            output::count(report.snapshots, "snapshot")
         ))?;
     }
     if report.is_a_pack_missing() {

@@ -205,7 +205,7 @@ fn version(repository: &Repository, subject: Subject<'_>, findings: &mut Finding
     let outdated = repository.outdated_segments(name);
     match unknown.and_then(|unknown| Ok((unknown, outdated?))) {
         Ok((Some((newest, count)), _)) => {
-            let count = output::count(usize::try_from(count).unwrap_or(usize::MAX), "segment");
+            let count = output::count(count, "segment");
             findings.failed(NAME, format!("{count}, the newest is {newest}, {UNKNOWN_WAL}"));
         }
         Ok((None, 0)) => findings.ok(NAME, None),

@@ -119,10 +119,7 @@ fn packs(name: &'static str, found: barmanfs_catalog::Result<Vec<UnreadPack>>, f
                 name,
                 format!(
                     "{} not, the first is {}: {}",
-                    output::count(
-                        usize::try_from(count_unread(&found)).unwrap_or(usize::MAX),
-                        "pack"
-                    ),
+                    output::count(count_unread(&found), "pack"),
                     output::printable(first.pack.as_bytes()),
                     output::printable(first.reason.as_bytes())
                 ),

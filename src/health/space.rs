@@ -81,7 +81,7 @@ fn judge(free: Free, growth: Growth) -> Finding {
     };
     let text = format!(
         "{left}, which is enough for {} at {} a day, as in the last {}{but}",
-        output::count(usize::try_from(days).unwrap_or(usize::MAX), "day"),
+        output::count(days, "day"),
         output::bytes(growth.bytes_per_day),
         observed(growth)
     );

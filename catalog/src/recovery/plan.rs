@@ -60,8 +60,12 @@ pub struct Plan {
 #[non_exhaustive]
 pub enum Unreachable {
     /// There is nothing to start from.
-    #[error("There is no complete backup to start from")]
-    NoBackup,
+    #[error("{}", no_backup_text(*snapshot))]
+    NoBackup {
+        /// The newest complete backup whose files are a snapshot of the storage, if there is one.
+        #[serde(skip)]
+        snapshot: Option<BackupId>,
+    },
     /// The requested backup cannot be started from.
     #[error("Backup {backup} cannot be started from: {why}")]
     BadBackup {
@@ -194,6 +198,14 @@ pub enum Unreachable {
     },
 }
 
+fn no_backup_text(snapshot: Option<BackupId>) -> String {
+    let only = match snapshot {
+        Some(id) => format!(": the files of {id} are a snapshot of the storage"),
+        None => String::new(),
+    };
+    format!("There is no complete backup to start from{only}")
+}
+
 /// What to do about an archived history file that cannot be read.
 pub(super) fn bad_history_advice(server: &ServerName, timeline: TimelineId) -> String {
     format!(
@@ -223,7 +235,7 @@ impl Unreachable {
     #[must_use]
     pub fn nearest(&self) -> Option<String> {
         match self {
-            Self::NoBackup | Self::BadBackup { .. } | Self::BadHistory { .. } | Self::NoTimeline { .. } => {
+            Self::NoBackup { .. } | Self::BadBackup { .. } | Self::BadHistory { .. } | Self::NoTimeline { .. } => {
                 None
             }
             Self::NoBackupOnTimeline { .. } => None,
@@ -257,7 +269,10 @@ impl Unreachable {
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::NoBackup => Some("Take one with 'barmanfs backup'".to_owned()),
+            Self::NoBackup { snapshot: None } => Some("Take one with 'barmanfs backup'".to_owned()),
+            Self::NoBackup { snapshot: Some(id) } => Some(format!(
+                "Mount disks made from it, then 'barmanfs restore' of backup {id}, named by its id, prepares the server on them"
+            )),
             Self::BadBackup { .. } => Some("'barmanfs list-backups' shows those there are".to_owned()),
             Self::NoTimeline { known, .. } => {
                 let known: Vec<String> = known.iter().map(ToString::to_string).collect();

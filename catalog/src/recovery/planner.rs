@@ -268,6 +268,10 @@ impl Planner<'_> {
     /// The backups that can be started from, or the requested one.
     fn starts(&self) -> PlanResult<Vec<Start>> {
         let mut backups = self.repository.backups(self.server)?;
+        let snapshot = backups
+            .iter()
+            .rfind(|known| known.is_snapshot() && known.status == BackupStatus::Done)
+            .map(|known| known.id);
         // A snapshot is used where somebody names it: its disks must be there first.
         backups.retain(|known| {
             self.spec.backup == Some(known.id) || known.archive() == self.archive && !known.is_snapshot()
@@ -288,7 +292,7 @@ impl Planner<'_> {
         }
         let starts: Vec<Start> = backups.into_iter().filter_map(Start::of).collect();
         if starts.is_empty() {
-            return Err(Unreachable::NoBackup.into());
+            return Err(Unreachable::NoBackup { snapshot }.into());
         }
         Ok(starts)
     }
@@ -342,7 +346,7 @@ impl Planner<'_> {
             return Ok((approaches, candidates));
         }
         let Some(newest) = starts.last().cloned() else {
-            return Err(Unreachable::NoBackup.into());
+            return Err(Unreachable::NoBackup { snapshot: None }.into());
         };
         let timeline = match self.spec.timeline {
             TimelineChoice::Id(id) => id,
@@ -487,6 +491,6 @@ fn before_all(candidates: &[Candidate]) -> Unreachable {
             lsn: first.stop,
             time: first.backup.end_time,
         },
-        None => Unreachable::NoBackup,
+        None => Unreachable::NoBackup { snapshot: None },
     }
 }

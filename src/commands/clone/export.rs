@@ -24,7 +24,7 @@ pub(super) fn run(app: &mut App, args: &ExportArgs) -> Result<Outcome, Error> {
         app.out.line(format_args!(
             "Exported clone {name} of {server} to {}: {}, {}\n{archiving}",
             to.display(),
-            output::count(usize::try_from(exported.files).unwrap_or(usize::MAX), "file"),
+            output::count(exported.files, "file"),
             output::bytes(exported.bytes)
         ))?;
     }

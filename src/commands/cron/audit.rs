@@ -72,7 +72,7 @@ pub(super) fn run(repository: &Repository, server: &ServerConfig) -> Result<Stri
             server.name
         );
     }
-    let compared = output::count(usize::try_from(audit.pages).unwrap_or(usize::MAX), "page");
+    let compared = output::count(audit.pages, "page");
     Ok(match (audit.difference, audit.refused) {
         (Some(difference), _) => format!("backup {id} differs from the server: {difference}"),
         (None, Some(refused)) => format!("backup {id} cannot be compared: {refused}"),

@@ -181,10 +181,7 @@ fn sync(app: &App, repository: &Repository, server: &ServerConfig) -> Result<Str
     Ok(format!(
         "{} and {} came",
         output::count(report.backups.len(), "backup"),
-        output::count(
-            usize::try_from(report.wal_files).unwrap_or(usize::MAX),
-            "WAL file"
-        )
+        output::count(report.wal_files, "WAL file")
     ))
 }
 
@@ -224,7 +221,7 @@ fn apply_policies(repository: &Repository, server: &ServerConfig) -> Result<Stri
     Ok(format!(
         "deleted {} and {}",
         output::count(ids.len(), "backup"),
-        output::count(usize::try_from(files).unwrap_or(usize::MAX), "WAL file")
+        output::count(files, "WAL file")
     ))
 }
 
@@ -267,12 +264,12 @@ fn sweep(repository: &Repository) -> Result<String, Error> {
     let freed = report.removed_bytes.saturating_sub(report.copied_bytes);
     let mut freed = format!("freed {}", output::bytes(freed));
     if report.merged_packs > 0 {
-        freed += &format!(", merged {} packs of WAL", report.merged_packs);
+        freed += &format!(", merged {} of WAL", output::count(report.merged_packs, "pack"));
     }
     if report.missing_chunks > 0 {
         return Err(Error::failed(format!(
-            "{freed}, and {} chunks are missing: 'barmanfs verify' names the files",
-            report.missing_chunks
+            "{freed}, but missing: {}; 'barmanfs verify' names the files",
+            output::count(report.missing_chunks, "chunk")
         )));
     }
     match report.problems.first() {
@@ -317,10 +314,7 @@ fn verify_part(app: &App, repository: &Repository) -> Result<String, Error> {
     match unread.first() {
         Some(first) => Err(Error::failed(format!(
             "{done}, and {} could not be read, the first is {}: {}",
-            output::count(
-                usize::try_from(count_unread(&unread)).unwrap_or(usize::MAX),
-                "pack"
-            ),
+            output::count(count_unread(&unread), "pack"),
             first.pack,
             first.reason
         ))),
@@ -355,7 +349,7 @@ fn read_part(app: &App, repository: &Repository, memory: RepositoryMemory) -> Re
     Ok(format!(
         "read {} in {}",
         output::bytes(part.bytes),
-        output::count(usize::try_from(part.packs).unwrap_or(usize::MAX), "pack")
+        output::count(part.packs, "pack")
     ))
 }
 

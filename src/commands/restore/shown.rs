@@ -88,7 +88,7 @@ fn facts(args: &RestoreArgs, choice: &Choice, report: &RestoreReport<'_>) -> Fac
         facts.add("Target", format!("{}{meaning}", plan.spec));
         facts.add_some("Moment", plan.time.map(|time| time.to_string()));
         facts.add("Along", along(plan));
-        let count = output::count(usize::try_from(plan.segments).unwrap_or(usize::MAX), "segment");
+        let count = output::count(plan.segments, "segment");
         let from = match args.is_self_contained() {
             true => "in the copy",
             false => "fetched when it is started",
@@ -98,7 +98,7 @@ fn facts(args: &RestoreArgs, choice: &Choice, report: &RestoreReport<'_>) -> Fac
             format!("{count}, {}, {from}", output::bytes(plan.wal_bytes)),
         );
     }
-    let files = output::count(usize::try_from(report.files).unwrap_or(usize::MAX), "file");
+    let files = output::count(report.files, "file");
     facts.add("To write", format!("{files}, {}", output::bytes(report.bytes)));
     facts.add("Expected time", expected(choice, report));
     match report.state {
@@ -151,7 +151,7 @@ fn of_the_directory(facts: &mut Facts, catchup: &CaughtUp) {
             ),
         );
         let lost = previous.lost.as_ref().map(|lost| {
-            let commits = output::count(usize::try_from(lost.commits).unwrap_or(usize::MAX), "commit");
+            let commits = output::count(lost.commits, "commit");
             format!(
                 "its WAL of timeline {} from {} to {}, with {commits}: the server went on without it",
                 lost.timeline, lost.from_lsn, lost.to_lsn

@@ -228,7 +228,7 @@ fn end(
 }
 
 fn count(number: u64, noun: &str) -> String {
-    output::count(usize::try_from(number).unwrap_or(usize::MAX), noun)
+    output::count(number, noun)
 }
 
 fn gaps(report: &TimelineReport) -> impl Iterator<Item = Event> {

@@ -165,10 +165,7 @@ fn archived(facts: &Facts) -> Option<Finding> {
     }
     let said = format!(
         "the server says that it archived {last}{at} ({} in all), and it is not here",
-        output::count(
-            usize::try_from(stats.archived_count).unwrap_or(usize::MAX),
-            "file"
-        )
+        output::count(stats.archived_count, "file")
     );
     let remedy = format!(
         "set {}, run 'SELECT pg_switch_wal()', take a backup and check again",
@@ -187,7 +184,7 @@ fn waiting(facts: &Facts) -> Option<Finding> {
     let Some((name, since)) = &ready.oldest else {
         return Some(Finding::ok(WAITING, "there are none"));
     };
-    let count = output::count(usize::try_from(ready.count).unwrap_or(usize::MAX), "file");
+    let count = output::count(ready.count, "file");
     let text = format!(
         "{count}, {} since {}",
         output::printable(name.as_bytes()),
