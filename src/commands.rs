@@ -59,7 +59,7 @@ use crate::cli::wal::WalRestoreArgs;
 use crate::cli::{Cli, Command, GlobalOptions};
 use crate::config::{Config, ConfigError, Misnamed, ServerConfig};
 use crate::error::{Error, Outcome};
-use crate::logging;
+use crate::logging::{self, LogFile};
 use crate::output::{self, Form, Format, Kept, Output};
 use crate::ownership;
 
@@ -447,7 +447,7 @@ fn start_log(options: &GlobalOptions, config: &Config, repetitive: bool, form: F
     let opened = config
         .log_file
         .as_ref()
-        .map(|path| logging::open(path, &config.repository).map_err(|error| (path, error)));
+        .map(|path| LogFile::open(path, &config.repository).map_err(|error| (path, error)));
     let level = config.log_level.unwrap_or(LevelFilter::INFO);
     let keep = form == Form::BarmanJson;
     match opened {

@@ -4,19 +4,19 @@
 //! background has no standard error any more; without a file it switches to syslog. Syslog and
 //! systemd's journal keep time and severity of every line themselves, so lines for them do not begin with these.
 
+mod file;
 mod keeper;
 
 use std::fmt;
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::OFlags;
 use tracing::field::Field;
 use tracing::level_filters::LevelFilter;
 use tracing::{Event, Subscriber};
@@ -30,6 +30,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::output;
 use crate::progress;
+pub(crate) use file::LogFile;
 pub(crate) use keeper::take_kept;
 
 use barmanfs_store::sync::lock;
@@ -56,7 +57,7 @@ static HAS_FILE: AtomicBool = AtomicBool::new(false);
 
 /// Starts logging to standard error and to a file, with a level for each. Called once. With `keep`, warnings are also kept for
 /// [`take_kept`].
-pub(crate) fn start(level: LevelFilter, file: Option<(File, LevelFilter)>, keep: bool) {
+pub(crate) fn start(level: LevelFilter, file: Option<(LogFile, LevelFilter)>, keep: bool) {
     let stderr = io::stderr();
     if is_the_journals(&stderr) {
         set(Sink::Journal);
@@ -108,40 +109,6 @@ pub(crate) fn start(level: LevelFilter, file: Option<(File, LevelFilter)>, keep:
 /// Logs the error that the command ends with, which is printed on standard error.
 pub(crate) fn ended(error: &str) {
     tracing::error!(target: FILE_ONLY, "{error}");
-}
-
-/// Opens a log file for appending. One that root creates belongs to the owner of the repository, whose commands write to
-/// it, too.
-///
-/// # Errors
-/// When it cannot be opened, or is no regular file.
-pub(crate) fn open(path: &Path, repository: &Path) -> io::Result<File> {
-    const MODE: u32 = 0o640;
-    let is_root = rustix::process::geteuid().is_root();
-    let mut flags = OFlags::NONBLOCK | OFlags::NOCTTY;
-    if is_root {
-        // Its directory may belong to a user who could have root write elsewhere.
-        flags |= OFlags::NOFOLLOW;
-    }
-    let is_new = !path.exists();
-    let file = File::options()
-        .append(true)
-        .create(true)
-        .custom_flags(flags.bits().cast_signed())
-        .open(path)?;
-    if is_new {
-        file.set_permissions(std::fs::Permissions::from_mode(MODE))?;
-    }
-    if let (true, true, Ok(owner)) = (is_new, is_root, std::fs::metadata(repository)) {
-        std::os::unix::fs::fchown(&file, Some(owner.uid()), Some(owner.gid()))?;
-    }
-    match file.metadata()?.is_file() {
-        true => Ok(file),
-        false => Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "it is not a regular file",
-        )),
-    }
 }
 
 /// Whether this stream is the one that systemd has connected to its journal (systemd.exec(5), `JOURNAL_STREAM`).

@@ -235,9 +235,10 @@ impl Unreachable {
     #[must_use]
     pub fn nearest(&self) -> Option<String> {
         match self {
-            Self::NoBackup { .. } | Self::BadBackup { .. } | Self::BadHistory { .. } | Self::NoTimeline { .. } => {
-                None
-            }
+            Self::NoBackup { .. }
+            | Self::BadBackup { .. }
+            | Self::BadHistory { .. }
+            | Self::NoTimeline { .. } => None,
             Self::NoBackupOnTimeline { .. } => None,
             Self::UnknownWal { .. } | Self::NotIndexed { .. } | Self::Tablespace { .. } => None,
             Self::Minimal { lsn, newest, .. } => {
