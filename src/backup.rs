@@ -30,7 +30,7 @@ pub(crate) mod window;
 use std::time::{Duration, Instant};
 
 use barmanfs_catalog::{
-    Annotations, Backup, BackupEnd, BackupId, BackupRun, BackupStatus, NewBackup, Repository,
+    Annotations, Backup, BackupEnd, BackupId, BackupRun, BackupStatus, KeepTarget, NewBackup, Repository,
 };
 use barmanfs_store::RecordId;
 
@@ -63,6 +63,8 @@ pub(crate) struct BackupOptions {
     pub(crate) label: Option<String>,
     /// See `backup --annotate`.
     pub(crate) annotations: Annotations,
+    /// See `backup --keep`.
+    pub(crate) keep: Option<KeepTarget>,
     /// See `backup --fast-checkpoint`; `None` leaves it to the configuration.
     pub(crate) fast_checkpoint: Option<bool>,
     /// See `backup --incremental`; `None` leaves it to the configuration.
@@ -78,6 +80,14 @@ pub(crate) struct BackupOptions {
 }
 
 impl BackupOptions {
+    /// What is recorded together with a backup.
+    pub(crate) fn prepare(&self, run: &mut BackupRun) {
+        run.annotate(self.annotations.clone());
+        if let Some(target) = self.keep {
+            run.keep(target, None);
+        }
+    }
+
     /// How a backup of this server is taken.
     pub(crate) fn method(&self, server: &ServerConfig) -> BackupMethod {
         self.method.unwrap_or(server.backup_method)
@@ -272,7 +282,7 @@ impl Attempt<'_> {
             .repository
             .writer(&format!("backup of {name}"))?
             .begin_backup(name, new)?;
-        run.annotate(self.options.annotations.clone());
+        self.options.prepare(&mut run);
         let id = run.id();
         *begun = Some(id);
         let began = Instant::now();

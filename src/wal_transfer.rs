@@ -14,13 +14,13 @@ pub(crate) mod send;
 pub(crate) mod sent;
 pub(crate) mod spool;
 
-use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use barmanfs_pg::wal_check::check_segment;
 use barmanfs_pg::wal_files::check_small_file;
 use barmanfs_pg::wal_name::WalName;
+use barmanfs_store::open_regular;
 
 /// The largest segment that PostgreSQL can have. No WAL file is larger.
 pub(crate) const LARGEST_BYTES: u64 = 1 << 30;
@@ -34,7 +34,7 @@ const CHECKED_BYTES: u64 = 64 * 1024;
 /// What is wrong with it.
 pub(crate) fn check(name: &WalName, path: &Path) -> Result<u64, String> {
     let unreadable = |error: io::Error| format!("it cannot be read: {error}");
-    let file = File::open(path).map_err(unreadable)?;
+    let file = open_regular(path).map_err(unreadable)?;
     let size_bytes = file.metadata().map_err(unreadable)?.len();
     let mut beginning = Vec::new();
     file.take(CHECKED_BYTES)

@@ -43,15 +43,12 @@ pub(crate) fn run(app: &mut App, args: &BackupArgs) -> Result<Outcome, Error> {
     let stop = Stop::watch()?;
     let options = options(app, args);
     let asked = asked(args, &servers)?;
-    let (backups, mut errors) = take_all(
+    let (backups, errors) = take_all(
         &repository,
         &servers,
         (&options, &asked),
         (&stop, args.jobs.get()),
     );
-    if let Some(part) = args.keep {
-        errors.extend(keep(&repository, &backups, part).err());
-    }
     if app.options.format.is_some() && !app.options.quiet {
         barman::backups::taken(&mut app.out, &backups)?;
     } else if args.json.json {
@@ -101,6 +98,7 @@ fn options(app: &App, args: &BackupArgs) -> BackupOptions {
     BackupOptions {
         label: name.or_else(|| args.label.clone()),
         annotations: annotations(args),
+        keep: args.keep.map(KeptPart::target),
         fast_checkpoint: match (args.fast_checkpoint, args.no_fast_checkpoint) {
             (false, false) => None,
             (fast, _) => Some(fast),
@@ -140,23 +138,6 @@ fn annotations(args: &BackupArgs) -> Annotations {
     annotations
         .map(|annotation| (annotation.key, annotation.value))
         .collect()
-}
-
-/// Keeps backups as `--keep` says. One that waits for its WAL cannot be kept yet.
-fn keep(repository: &Repository, backups: &[Backup], part: KeptPart) -> Result<(), Error> {
-    for backup in backups {
-        match backup.status {
-            BackupStatus::Done => repository.keep_backup(backup, part.target(), None, None)?,
-            status => tracing::warn!(
-                "Backup {} is {status} and not kept yet: run 'barmanfs keep {} {} --target {}' when it is DONE",
-                backup.id,
-                backup.server,
-                backup.id,
-                part.target()
-            ),
-        }
-    }
-    Ok(())
 }
 
 fn take_all(

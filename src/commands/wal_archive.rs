@@ -3,10 +3,10 @@
 //! It is started for every segment: it parses one small file, opens the repository and stores. With `--remote`, the archive
 //! is on another host, and no configuration is read here.
 
-use std::fs::File;
 use std::str::FromStr;
 
 use barmanfs_pg::wal_name::WalName;
+use barmanfs_store::open_regular;
 
 use super::{App, start_client_log};
 use crate::arrival::{self, Arriving};
@@ -28,7 +28,7 @@ pub(crate) fn run(app: &App, args: &WalArchiveArgs) -> Result<Outcome, Error> {
     let path = args.path()?;
     let file_name = path.file_name().unwrap_or_default().to_string_lossy();
     let name = WalName::from_str(&file_name).map_err(|error| Error::usage(error.to_string()))?;
-    let file = File::open(path)
+    let file = open_regular(path)
         .map_err(|error| Error::failed(format!("Cannot read {}: {error}", path.display())))?;
     refuse_shown(&file, path, server)?;
     let repository = app.repository_for_writing()?;

@@ -104,7 +104,7 @@ impl Importer<'_> {
             begun => begun?,
         };
         if let Some(target) = backup.keep {
-            run.keep(target, kept_there());
+            run.keep(target, Some(kept_there()));
         }
         run.annotate(backup.annotations.clone());
         let parent = build_on(&mut run, parent, previous)?;

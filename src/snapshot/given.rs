@@ -50,7 +50,7 @@ impl Given<'_> {
         };
         let writer = self.repository.writer(&format!("backup of {name}"))?;
         let mut run = writer.begin_backup(name, new)?;
-        run.annotate(self.options.annotations.clone());
+        self.options.prepare(&mut run);
         let id = run.id();
         *begun = Some(id);
         let context = |error: Error| error.context(format_args!("Backup {id} of server {name} FAILED"));

@@ -143,7 +143,7 @@ impl Taken<'_> {
         let new = backup::new_backup(self.options, &self.cluster, false, None);
         let writer = self.repository.writer(&format!("backup of {name}"))?;
         let mut run = writer.begin_backup(name, new)?;
-        run.annotate(self.options.annotations.clone());
+        self.options.prepare(&mut run);
         let id = run.id();
         *begun = Some(id);
         abandoned::delete(self.repository, name, &self.storage);

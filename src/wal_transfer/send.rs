@@ -11,6 +11,7 @@ use std::process::Stdio;
 use std::str::FromStr;
 
 use barmanfs_pg::wal_name::{SegmentName, WalName};
+use barmanfs_store::open_regular;
 
 use super::bundle::{Bundler, Hash};
 use super::compression::Compression;
@@ -82,7 +83,7 @@ impl Sending {
         }
         let file_name = path.file_name().unwrap_or_default().to_string_lossy();
         let name = WalName::from_str(&file_name).map_err(|error| own(Error::usage(error.to_string())))?;
-        let file = File::open(path)
+        let file = open_regular(path)
             .map_err(|error| own(Error::failed(format!("Cannot read {}: {error}", path.display()))))?;
         refuse_shown(&file, path, &self.remote.server).map_err(own)?;
         if sent::is_acknowledged(&self.remote, path, &name) {
@@ -163,7 +164,7 @@ impl Sending {
     fn write(&self, files: &[Outgoing], target: impl Write) -> io::Result<()> {
         let mut bundler = Bundler::new(BufWriter::with_capacity(1 << 17, target), self.hash);
         for outgoing in files {
-            let mut file = File::open(&outgoing.path)?;
+            let mut file = open_regular(&outgoing.path)?;
             let Some(compression) = self.compression else {
                 bundler.add(&outgoing.name, file.metadata()?.len(), &mut file)?;
                 continue;

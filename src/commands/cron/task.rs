@@ -157,6 +157,7 @@ fn back_up(repository: &Repository, server: &ServerConfig) -> Result<String, Err
     let options = BackupOptions {
         label: None,
         annotations: Annotations::new(),
+        keep: None,
         fast_checkpoint: None,
         incremental: None,
         method: None,

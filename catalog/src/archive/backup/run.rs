@@ -90,7 +90,7 @@ pub struct BackupRun {
     /// Configuration files from outside the data directory.
     configuration: Option<ConfigurationFiles>,
     /// How it is kept from its beginning on.
-    keep: Option<(KeepTarget, String)>,
+    keep: Option<(KeepTarget, Option<String>)>,
     /// Bytes it added to the repository before it started over.
     stored_before: u64,
     lock: Option<Lock>,
@@ -249,8 +249,9 @@ impl BackupRun {
         self.backup.annotations = annotations;
     }
 
-    /// Keeps it from the moment on at which it is complete: no retention comes between its record and this decision.
-    pub fn keep(&mut self, target: KeepTarget, reason: String) {
+    /// Keeps it from the moment on at which it has a record, also while it waits for WAL: no retention and no kill comes
+    /// between the two.
+    pub fn keep(&mut self, target: KeepTarget, reason: Option<String>) {
         self.keep = Some((target, reason));
     }
 

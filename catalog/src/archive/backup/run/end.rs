@@ -1,5 +1,7 @@
 //! How a backup ends: with its record, as failed, or without one.
 
+use barmanfs_store::{Record, RecordId};
+
 use super::{BackupEnd, BackupRun};
 use crate::archive::backup::{
     Backup, BackupKind, BackupRoot, BackupSelector, BackupStatus, StorageSnapshot, configuration, running,
@@ -47,9 +49,15 @@ impl BackupRun {
             snapshot: Some(snapshot),
             ..self.ended_with(end)
         };
-        let written = records::record(Kind::Snapshot, &backup)
-            .and_then(|record| Ok(self.depositor.flush(vec![record]).map(drop)?));
+        let written = self.write_snapshot(&backup);
         self.ended(written)
+    }
+
+    fn write_snapshot(&mut self, backup: &Backup) -> Result<()> {
+        let record = records::record(Kind::Snapshot, backup)?;
+        let kept = self.decision_to_keep(backup, record.id)?;
+        self.depositor.flush([record].into_iter().chain(kept).collect())?;
+        Ok(())
     }
 
     /// The backup whose end is recorded. If it could not be, it has failed with that error.
@@ -106,17 +114,23 @@ impl BackupRun {
         if let Some(files) = self.configuration.take() {
             records.push(configuration::record(&backup, of, files)?);
         }
-        if let Some((target, reason)) = self.keep.take() {
-            let keep = Keep {
-                target,
-                kept_at: now(),
-                until: None,
-                reason: Some(reason),
-            };
-            records.push(keep::record(&backup, of, keep)?);
-        }
+        records.extend(self.decision_to_keep(&backup, of)?);
         self.depositor.flush(records)?;
         Ok(())
+    }
+
+    /// What goes with the backup's record when it is to be kept.
+    fn decision_to_keep(&mut self, backup: &Backup, of: RecordId) -> Result<Option<Record>> {
+        let Some((target, reason)) = self.keep.take() else {
+            return Ok(None);
+        };
+        let keep = Keep {
+            target,
+            kept_at: now(),
+            until: None,
+            reason,
+        };
+        keep::record(backup, of, keep).map(Some)
     }
 
     /// Records that the backup failed. If possible this is a record; otherwise (a full disk, a broken pipeline) it is
