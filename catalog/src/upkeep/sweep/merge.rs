@@ -5,7 +5,7 @@
 //! code that repacks: copies first, then the old packs are condemned, and removed when nobody can have looked anything
 //! up in them. Days and servers stay apart, since retention removes them apart: then whole packs are dead at once.
 //!
-//! A day is done when at most one small pack of it is left. So nothing is copied twice, unless something comes later.
+//! A day is done when at most one small pack of it that can be read is left. So nothing is copied twice, unless something comes later.
 //!
 //! Nothing depends on it. So it leaves room on the file system, and ends silently where there is none.
 
@@ -65,6 +65,9 @@ impl Sweep<'_> {
                 tracing::info!("WAL of {server} is merged when there is more space");
                 break;
             }
+            if !self.has_two_readable(mark, &packs)? {
+                continue;
+            }
             for pack in packs {
                 self.try_copying(mark, pack, output)?;
             }
@@ -72,6 +75,18 @@ impl Sweep<'_> {
             self.finish(mark, output)?;
         }
         self.give_up_complete(mark, output)
+    }
+
+    /// A pack that cannot be read stays. If there is only one other, that one was merged already.
+    fn has_two_readable(&mut self, mark: &Mark, packs: &[PackRow]) -> Result<bool> {
+        let mut readable = 0;
+        for pack in packs {
+            readable += u32::from(self.is_readable(mark, pack)?);
+            if readable == 2 {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Small packs with archived files of days that are over, where a day has more than one.

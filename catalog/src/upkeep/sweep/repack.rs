@@ -4,7 +4,7 @@
 //! when the new one is known to be good. A pack with a chunk that is not good stays as it is.
 
 use barmanfs_store::codec::decode;
-use barmanfs_store::{ChunkId, ChunkIndex, Frame, PackWriter, read_frame};
+use barmanfs_store::{ChunkId, ChunkIndex, Frame, PackId, PackWriter, read_frame};
 
 use crate::error::{Error, Result};
 use crate::index::chunk_index::{CatalogIndex, Place, place_in};
@@ -36,16 +36,32 @@ impl Sweep<'_> {
 
     /// Copies what is in use in a pack. One in which something cannot be read stays as it is.
     pub(super) fn try_copying(&mut self, mark: &Mark, pack: PackRow, output: &mut Output) -> Result<()> {
-        match self.copy_pack(mark, &pack, output) {
-            Ok(()) => output.copied.push(pack),
-            Err(error) if error.is_damage() => self.problem(pack.id, &error),
-            // A sector that the disk does not give concerns this pack alone.
+        let copied = self.copy_pack(mark, &pack, output);
+        if self.is_done(pack.id, copied)? {
+            output.copied.push(pack);
+        }
+        Ok(())
+    }
+
+    /// Whether everything in use in a pack can be read.
+    pub(super) fn is_readable(&mut self, mark: &Mark, pack: &PackRow) -> Result<bool> {
+        let mut chunks = mark.chunks_in(pack.seq)?.into_iter();
+        let read = chunks.try_for_each(|id| self.read_checked(&id, pack).map(drop));
+        self.is_done(pack.id, read)
+    }
+
+    /// Whether what was to be done with a pack is done. That it cannot be read concerns this pack alone.
+    fn is_done(&mut self, pack: PackId, done: Result<()>) -> Result<bool> {
+        match done {
+            Ok(()) => return Ok(true),
+            Err(error) if error.is_damage() => self.problem(pack, &error),
+            // A sector that the disk does not give.
             Err(error @ Error::Store(barmanfs_store::Error::Io { .. })) if !error.is_full() => {
-                self.problem(pack.id, &error);
+                self.problem(pack, &error);
             }
             Err(error) => return Err(error),
         }
-        Ok(())
+        Ok(false)
     }
 
     fn copy_pack(&mut self, mark: &Mark, pack: &PackRow, output: &mut Output) -> Result<()> {

@@ -261,3 +261,27 @@ fn a_merge_that_ends_anywhere_is_done_by_the_next_one() {
         std::fs::remove_dir_all(&rebuilt).unwrap();
     }
 }
+
+/// A pack that cannot be read keeps its day at two small packs for ever.
+#[test]
+fn a_day_with_an_unreadable_pack_is_merged_once() {
+    let (_directory, repository) = temporary();
+    let mut archived = Archived::new();
+    archive(&repository, "main", 1..7, &mut archived);
+    let damaged = repository.pack_ids().unwrap().pop().unwrap();
+    let name = damaged.to_string();
+    let place = repository.path().join(PACKS).join(&name[..2]).join(name);
+    let mut bytes = std::fs::read(&place).unwrap();
+    bytes[1000..1100].fill(7);
+    std::fs::write(&place, bytes).unwrap();
+    let report = sweep(&repository, 2).unwrap();
+    assert_eq!((report.merged_packs, report.problems.len()), (5, 1), "{report:?}");
+    assert_eq!(packs(&repository), 2);
+    let again = sweep(&repository, 3).unwrap();
+    assert_eq!(
+        (again.merged_packs, again.copied_bytes, again.problems.len()),
+        (0, 0, 1),
+        "{again:?}"
+    );
+    assert_eq!(packs(&repository), 2);
+}
