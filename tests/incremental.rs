@@ -17,6 +17,7 @@ topic! {
     since_17 relations_with_several_segments_are_composed(at_scale),
     since_17 a_server_without_support_is_backed_up_in_full_with_the_reason,
     once a_damaged_parent_does_not_fail_the_backup,
+    once a_page_with_a_wrong_checksum_is_inherited_by_no_backup,
     once files_that_do_not_match_the_manifest_are_refused,
     since_17 files_that_cannot_be_composed_lead_to_a_full_backup,
     since_17 a_backup_builds_on_a_parent_from_before_the_timelines_branched,
@@ -416,6 +417,56 @@ fn a_damaged_parent_does_not_fail_the_backup(install: &'static Install) {
     let run = site.barmanfs(&["backup", "main", "--fast-checkpoint"]);
     run.ok().says(&["becomes a full one", "damaged"]);
     assert_eq!(newest_kind(&site), "full");
+}
+
+/// No WAL tells that a page was spoilt or repaired, so a backup that built on the spoilt one would have it for ever.
+fn a_page_with_a_wrong_checksum_is_inherited_by_no_backup(install: &'static Install) {
+    let (site, mut server) = Site::with_initdb_options(install, &["--data-checksums"]);
+    summarize(&mut server);
+    fill(&server, 1);
+    let table = server.query("SELECT pg_relation_filepath('pgbench_accounts')");
+    let table = server.data.join(table).display().to_string();
+    let while_stopped = |server: &mut PgServer, script: &str| {
+        server.stop("fast");
+        site.sh(script).ok();
+        server.start();
+    };
+    let spoil = format!(
+        "cp '{table}' good && printf spoilt | dd of='{table}' bs=1 seek=20000 conv=notrunc status=none"
+    );
+    while_stopped(&mut server, &spoil);
+    let backup = |method: &str, incremental: &str| {
+        let words = [
+            "backup",
+            "main",
+            "--fast-checkpoint",
+            "--method",
+            method,
+            "--incremental",
+            incremental,
+        ];
+        site.barmanfs(&words)
+    };
+    for method in ["postgres", "files"] {
+        backup(method, "never").refused(3);
+        backup(method, "auto")
+            .refused(3)
+            .says(&["all pages are read again"]);
+        assert_eq!(newest_kind(&site), "full");
+    }
+    while_stopped(&mut server, &format!("cp good '{table}'"));
+    backup("files", "auto").ok();
+    assert_eq!(newest_kind(&site), "full");
+    backup("files", "always").ok();
+    assert_eq!(newest_kind(&site), "incremental");
+    let newest = site.backups().pop().expect("a backup");
+    let mount = Mount::new(&site);
+    let id = newest["id"].as_str().expect("an id");
+    server.verify_backup(&mount.path(&format!("main/{id}")), None);
+    let mut copy = PgServer::on(install, &site.copy(&mount.path("main/latest"), "copy"));
+    copy.start();
+    copy.wait_until_promoted();
+    copy.stop_and_assert_checksums();
 }
 
 /// Spoils the middle of a file.

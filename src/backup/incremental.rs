@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use barmanfs_catalog::{Backup, BackupStatus, Error as CatalogError, Repository};
+use barmanfs_catalog::{Backup, BackupKind, BackupStatus, Error as CatalogError, Repository};
 use barmanfs_pg::history::TimelineHistory;
 use barmanfs_pg::pg_control::{ControlError, ControlFile};
 use barmanfs_pg::{ServerVersion, SystemId, TimelineId};
@@ -28,6 +28,9 @@ const NOT_IN_PREREQUISITE_STATE: &str = "55000";
 
 /// Path of the control file.
 const CONTROL: &str = "global/pg_control";
+
+/// The most that one file of a relation has, as servers show it, unless they were built otherwise.
+const SEGMENT_SIZE: &str = "1GB";
 
 /// Minor releases before these omit changed visibility maps from their summaries; by major version.
 const SUMMARIZE_VISIBILITY_MAPS: [(u32, ServerVersion); 2] =
@@ -154,6 +157,7 @@ pub(super) fn parent(
         ));
     }
     let history = history(cluster.timeline, &candidates, connection)?;
+    let all = candidates.clone();
     let on_history = |backup: &Backup| match (backup.timeline, backup.stop_lsn) {
         (Some(timeline), Some(stop_lsn)) => history.contains(timeline, stop_lsn),
         _ => false,
@@ -165,8 +169,30 @@ pub(super) fn parent(
             cluster.timeline
         ))
     })?;
+    if let Some(spoilt) = with_wrong_pages(&parent, &all) {
+        return Err(NoIncrement::Impossible(format!(
+            "pages of backup {} had wrong checksums: all pages are read again",
+            spoilt.id
+        )));
+    }
     proof::prove(repository, server, cluster, connection, &parent)?;
     Ok(parent)
+}
+
+/// The backup in which pages had wrong checksums: this one, or one that it builds on. A page that no WAL has changed since would
+/// be taken from there, unchecked, even if it has been repaired.
+fn with_wrong_pages<'b>(backup: &'b Backup, all: &'b [Backup]) -> Option<&'b Backup> {
+    let mut next = Some(backup);
+    while let Some(backup) = next {
+        if !backup.checksum_failures.is_empty() {
+            return Some(backup);
+        }
+        let is_parent =
+            |older: &&Backup| backup.kind == BackupKind::Incremental && Some(older.id) == backup.parent;
+        // A parent is older, so this ends.
+        next = all.iter().find(|older| older.id < backup.id && is_parent(older));
+    }
+    None
 }
 
 fn can_send_changes(cluster: &ServerSettings, connection: &mut Connection) -> Result<(), NoIncrement> {
@@ -184,6 +210,13 @@ fn can_send_changes(cluster: &ServerSettings, connection: &mut Connection) -> Re
     if block_size != BLOCK_BYTES.to_string() {
         return unavailable(format!(
             "the server's pages have {block_size} bytes, not {BLOCK_BYTES}"
+        ));
+    }
+    // The number of a block in its relation follows from the number of its file.
+    let segment_size = connection.show("segment_size").map_err(Error::from)?;
+    if segment_size != SEGMENT_SIZE {
+        return unavailable(format!(
+            "the server's files of relations have {segment_size}, not {SEGMENT_SIZE}"
         ));
     }
     Ok(())
