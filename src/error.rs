@@ -126,6 +126,14 @@ impl Error {
         self
     }
 
+    /// Names the server, unless the message does.
+    pub(crate) fn of_server(self, server: &str) -> Self {
+        match self.message.contains(server) {
+            true => self,
+            false => self.context(format_args!("Server {server}")),
+        }
+    }
+
     /// Replaces a path that only this process understands by the one that a person knows.
     pub(crate) fn with_name(mut self, path: &str, name: &str) -> Self {
         self.message = self.message.replace(path, name);

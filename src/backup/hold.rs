@@ -6,6 +6,8 @@
 //! else runs. If the server has no connection to spare, the slot belongs to the backup's own session and is created
 //! again after a failure.
 
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use barmanfs_catalog::BackupId;
 use barmanfs_pg::ServerVersion;
 
@@ -22,8 +24,6 @@ pub(crate) struct Hold {
     own: Option<Connection>,
     /// Whether the slot belongs to the backup's own session.
     shared: bool,
-    /// Number of slots created. Each has a name of its own, because an earlier session may not have ended yet.
-    made: u32,
 }
 
 impl Hold {
@@ -42,7 +42,7 @@ impl Hold {
         let options =
             (version.major() >= FIRST_WITH_IDLE_TIMEOUT_MAJOR).then_some("-c idle_session_timeout=0");
         match connection.another(options) {
-            Ok(mut own) => match own.create_temporary_slot(&self.next_name(id)) {
+            Ok(mut own) => match own.create_temporary_slot(&next_name(id)) {
                 Ok(()) => {
                     self.own = Some(own);
                     Ok(())
@@ -69,7 +69,7 @@ impl Hold {
         if !self.shared || connection.temporary_slot().is_some() {
             return Ok(());
         }
-        match connection.create_temporary_slot(&self.next_name(id)) {
+        match connection.create_temporary_slot(&next_name(id)) {
             Ok(()) => Ok(()),
             Err(error @ postgres::Error::Server(_)) => {
                 warn(&error);
@@ -79,16 +79,15 @@ impl Hold {
             Err(error) => Err(error.into()),
         }
     }
+}
 
-    fn next_name(&mut self, id: BackupId) -> String {
-        self.made += 1;
-        format!(
-            "barmanfs_{}_{}_{}",
-            id.to_string().to_lowercase(),
-            std::process::id(),
-            self.made
-        )
-    }
+/// Each slot has a name of its own: several servers of the configuration may be one, and an earlier session may not have ended
+/// yet.
+fn next_name(id: BackupId) -> String {
+    static MADE: AtomicU32 = AtomicU32::new(0);
+    let number = MADE.fetch_add(1, Ordering::Relaxed) + 1;
+    let id = id.to_string().to_lowercase();
+    format!("barmanfs_{id}_{}_{number}", std::process::id())
 }
 
 fn warn(error: &postgres::Error) {

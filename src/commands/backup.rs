@@ -161,6 +161,11 @@ fn take_all(
             let n = next.fetch_add(1, Ordering::Relaxed);
             let Some(server) = servers.get(n) else { break };
             let outcome = snapshot::take_as_asked(repository, server, asked, options, stop);
+            // It must be known of which of several servers there is no backup.
+            let outcome = outcome.map_err(|error| match servers.len() {
+                1 => error,
+                _ => error.of_server(server.name.as_str()),
+            });
             lock(&taken).insert(n, outcome);
         }
     };

@@ -45,9 +45,12 @@ fn show(out: &mut Output, report: &SweepReport) -> Result<(), Error> {
         ))?;
     }
     if report.waiting_packs > 0 {
-        let writers = report.waiting_for.join(", ");
+        let until = match report.waiting_for.as_slice() {
+            [] => String::new(),
+            writers => format!(", when these have ended: {}", writers.join(", ")),
+        };
         out.line(format_args!(
-            "For the next sweep, when these have ended: {}: {writers}",
+            "Left for the next sweep{until}: {}",
             output::count(report.waiting_packs, "pack")
         ))?;
     }
