@@ -9,10 +9,14 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use barmanfs_pg::own_files::is_own;
 use barmanfs_store::{Attributes, open_unlinked};
 
 use crate::error::Error;
 use crate::output::printable;
+
+/// What to do about a link in the place of data.
+pub(crate) const LINK_REMEDY: &str = "Stop the server, and move what the link leads to into its place; a tablespace is the way to have data on another disk";
 
 /// What becomes of an entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -108,6 +112,22 @@ fn take(visitor: &mut dyn Visitor, place: &Path, path: &[u8], found: &Metadata) 
         return Ok(());
     }
     visitor.file(path, place, found)
+}
+
+/// Leaves a link out, unless PostgreSQL has data there: then what it leads to would be missing.
+///
+/// # Errors
+/// When it is in the place of data.
+pub(crate) fn leave_link_out(path: &[u8], place: &Path) -> Result<Choice, Error> {
+    let shown = printable(place.as_os_str().as_bytes());
+    if is_own(path) {
+        return Err(Error::failed(format!(
+            "{shown} is a link, which is not followed: the backup would lack the data that it leads to"
+        ))
+        .hint(LINK_REMEDY));
+    }
+    tracing::warn!("{shown} is a link, which is not followed: it is left out");
+    Ok(Choice::LeaveOut)
 }
 
 /// Reads a small file; `None` if it does not exist.

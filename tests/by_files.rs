@@ -25,6 +25,7 @@ topic! {
     once a_killed_backup_leaves_nothing_that_counts,
     once a_backup_fails_when_its_session_ends_or_its_standby_is_promoted,
     once only_the_files_of_the_server_itself_are_read,
+    once data_behind_a_link_is_missing_in_no_backup,
 }
 
 fn by_files_a_backup_under_load_starts_from_a_plain_copy(install: &'static Install) {
@@ -407,4 +408,52 @@ fn only_the_files_of_the_server_itself_are_read(install: &'static Install) {
     run(std::process::Command::new("mv").arg(&moved).arg(&server.data)).ok();
     assert!(site.backups().iter().all(|backup| backup["status"] == "FAILED"));
     assert!(Path::new(&server.data).exists());
+}
+
+/// The kind: somebody has moved a part of the data directory to another disk and left a link, which the server follows and no
+/// backup does.
+fn data_behind_a_link_is_missing_in_no_backup(install: &'static Install) {
+    let (site, mut server) = Site::with_server(install);
+    server.query("CREATE TABLE moved AS SELECT generate_series(1, 1000) n");
+    server.query("CHECKPOINT");
+    let relation = server.query("SELECT pg_relation_filepath('moved')");
+    let data = server.data.clone();
+    let other = site.make_directory("other");
+    site.sh(&format!("ln -s /etc '{}/beside'", data.display())).ok();
+    for path in [relation.as_str(), "base/1", "pg_xact"] {
+        let place = data.join(path).display().to_string();
+        let moved = other.join("moved").display().to_string();
+        server.stop("fast");
+        site.sh(&format!("mv '{place}' '{moved}' && ln -s '{moved}' '{place}'"))
+            .ok();
+        let import = ["import", "main", "--data-directory", data.to_str().expect("text")];
+        site.barmanfs(&import).refused(3).says(&[path, "is a link"]);
+        server.start();
+        for method in ["files", "postgres"] {
+            let backup = ["backup", "main", "--fast-checkpoint", "--method", method];
+            site.barmanfs(&backup).refused(1).says(&[path, "tablespace"]);
+        }
+        server.stop("fast");
+        site.sh(&format!("rm '{place}' && mv '{moved}' '{place}'")).ok();
+        server.start();
+    }
+    // A link beside the data is left out, and said once; so is the repository.
+    let repository = site.repository().display().to_string();
+    let within = data.join("within").display().to_string();
+    site.sh(&format!(
+        "mv '{repository}' '{within}' && ln -s '{within}' '{repository}'"
+    ))
+    .ok();
+    let said = site
+        .barmanfs(&["backup", "main", "--fast-checkpoint", "--method", "files"])
+        .ok()
+        .all();
+    for left_out in ["beside is a link", "within is of barmanfs itself"] {
+        assert_eq!(said.matches(left_out).count(), 1, "{said}");
+    }
+    let done = site
+        .backups()
+        .into_iter()
+        .filter(|backup| backup["status"] == "DONE");
+    assert_eq!(done.count(), 1);
 }

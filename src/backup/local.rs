@@ -14,9 +14,11 @@ mod reader;
 mod readers;
 mod wal;
 
+use std::fs;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use barmanfs_catalog::{Backup, BackupEnd, BackupRun, Tablespace};
+use barmanfs_catalog::{Backup, BackupEnd, BackupRun, Repository, Tablespace};
 use barmanfs_pg::backup_manifest::WalRange;
 use barmanfs_pg::tablespace_map;
 use barmanfs_store::Attributes;
@@ -171,7 +173,8 @@ impl<'a> Local<'a> {
         let attempt = self.attempt;
         let (tree, signals) = (run.tree()?, attempt.stop.signals());
         let root = self.data.root()?;
-        let walk = Walk::new(&self.data, attempt.cluster.version.major(), root)?;
+        let about = (attempt.cluster.version.major(), root);
+        let walk = Walk::new(&self.data, about, own_places(attempt.repository)?)?;
         let total_bytes = match base.is_none() && !attempt.options.quiet {
             true => walk.total_bytes(signals),
             false => None,
@@ -267,6 +270,14 @@ fn refuse_other_timeline(
     Err(Error::failed(format!(
         "The server was on timeline {began} when the backup began, it is on {now} now: what was read is of no use"
     )))
+}
+
+/// The repository and where it is mounted, without links.
+fn own_places(repository: &Repository) -> Result<Vec<PathBuf>, Error> {
+    let mounts = barmanfs_fs::mounts_of(repository.path())?.serving.into_iter();
+    let places = mounts.map(|mount| mount.mount_point);
+    let places = places.chain([repository.path().to_owned()]);
+    Ok(places.filter_map(|place| fs::canonicalize(place).ok()).collect())
 }
 
 /// Stores a small file.

@@ -12,14 +12,15 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use barmanfs_catalog::{Annotations, BackupId, Tablespace};
+use barmanfs_pg::own_files::tablespace_entry;
 use barmanfs_pg::pg_control::{ClusterState, ControlFile};
 use barmanfs_pg::recreated::{EMPTIED_DIRECTORIES, is_temporary_file};
 use barmanfs_pg::wal_check::{LONG_HEADER_BYTES, check_segment};
 use barmanfs_pg::wal_name::{SegmentName, WalName};
 use barmanfs_pg::{Lsn, ServerVersion, TimestampMicros, wal_record};
-use barmanfs_store::open_regular;
+use barmanfs_store::{Attributes, open_regular};
 
-use super::directory::{self, Choice, cannot_read, read_small};
+use super::directory::{self, Choice, cannot_read, leave_link_out, read_small};
 use super::{Arrived, ForeignBackup, ForeignWal, Intake, LeftOut, Listing, Manifest, Source};
 use crate::error::Error;
 
@@ -31,6 +32,9 @@ const SMALL_BYTES: u64 = 64 << 10;
 
 /// Files that belong to a running server, and to no backup.
 const OF_A_RUN: [&[u8]; 3] = [b"postmaster.pid", b"postmaster.opts", b"backup_manifest"];
+
+/// Permissions of a directory in the place of a link.
+const DIRECTORY_MODE: u32 = 0o700;
 
 /// A data directory.
 #[derive(Debug)]
@@ -158,7 +162,13 @@ impl DataDirectory {
         })
     }
 
-    fn read_files(&self, intake: &mut Intake<'_>) -> Result<Vec<Tablespace>, Error> {
+    fn read_files(
+        &self,
+        server_version: ServerVersion,
+        intake: &mut Intake<'_>,
+    ) -> Result<Vec<Tablespace>, Error> {
+        let control = self.parsed()?;
+        let version_directory = format!("PG_{}_{}", server_version.major(), control.catalog_version);
         let mut tablespaces = Vec::new();
         let mut choose = |intake: &mut Intake<'_>, path: &[u8], inner: &Path, found: &Metadata| {
             let oid = path.strip_prefix(b"pg_tblspc/");
@@ -175,17 +185,29 @@ impl DataDirectory {
                     location,
                 });
             }
-            let is_other = OF_A_RUN.contains(&path) || is_emptied(path);
-            Ok(
-                match is_other || (!found.is_dir() && !is_followed && !intake.has(path)) {
-                    true => Choice::LeaveOut,
-                    false if is_followed => Choice::Follow(inner.to_owned()),
-                    false if is_temporary_file(inner.file_name().unwrap_or_default().as_bytes()) => {
-                        Choice::LeaveOut
-                    }
-                    false => Choice::Take,
-                },
-            )
+            let name = inner.file_name().unwrap_or_default().as_bytes();
+            let is_other = OF_A_RUN.contains(&path) || is_emptied(path) || is_temporary_file(name);
+            // Other clusters may have files in the same place.
+            let is_beside = tablespace_entry(path).is_some_and(|name| name != version_directory.as_bytes());
+            if is_other || is_beside {
+                return Ok(Choice::LeaveOut);
+            }
+            if is_followed {
+                return Ok(Choice::Follow(inner.to_owned()));
+            }
+            if found.is_symlink() && EMPTIED_DIRECTORIES.contains(&path) {
+                let mode = DIRECTORY_MODE;
+                let like = directory::attributes(found);
+                intake.directory(path, Attributes { mode, ..like })?;
+                return Ok(Choice::Stored);
+            }
+            if !found.is_dir() && !intake.has(path) {
+                return Ok(Choice::LeaveOut);
+            }
+            match found.is_symlink() {
+                true => leave_link_out(path, inner),
+                false => Ok(Choice::Take),
+            }
         };
         directory::store(intake, &self.place, b"", &mut choose)?;
         Ok(tablespaces)
@@ -213,9 +235,9 @@ impl Source for DataDirectory {
         })
     }
 
-    fn read(&mut self, _backup: &ForeignBackup, intake: &mut Intake<'_>) -> Result<Arrived, Error> {
+    fn read(&mut self, backup: &ForeignBackup, intake: &mut Intake<'_>) -> Result<Arrived, Error> {
         let root = fs::metadata(&self.place).map_err(|error| cannot_read(&self.place, &error))?;
-        let read = self.read_files(intake);
+        let read = self.read_files(backup.server_version, intake);
         // What changed under the reader explains its errors, too.
         if self.has("postmaster.pid")? || self.control()? != self.control {
             return Err(Error::failed("a server was started on it while it was read"));

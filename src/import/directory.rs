@@ -8,7 +8,7 @@ use barmanfs_store::{Attributes, open_unlinked};
 use super::Intake;
 use crate::error::Error;
 use crate::walk::{self, Visitor};
-pub(crate) use crate::walk::{Choice, attributes, cannot_read, read_small};
+pub(crate) use crate::walk::{Choice, attributes, cannot_read, leave_link_out, read_small};
 
 /// Decides about the entry at a path in the backup, which is this one in the source.
 pub(crate) type Choose<'c> =

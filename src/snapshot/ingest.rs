@@ -6,11 +6,11 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, Metadata};
 use std::io::Cursor;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use barmanfs_catalog::{BackupEnd, BackupRun, Repository, ServerName, Tablespace};
 use barmanfs_pg::backup_manifest::WalRange;
+use barmanfs_pg::own_files::{is_own, tablespace_entry};
 use barmanfs_pg::relation_name::{self, Fork};
 use barmanfs_pg::{Lsn, tablespace_map};
 use barmanfs_store::{Attributes, open_regular};
@@ -25,7 +25,7 @@ use crate::backup::window::Stopped;
 use crate::clone::backup_contents::{Inclusion, inclusion};
 use crate::config::TablespacePlace;
 use crate::error::Error;
-use crate::import::directory::{self, Choice, attributes, cannot_read};
+use crate::import::directory::{self, Choice, attributes, cannot_read, leave_link_out};
 use crate::import::{Intake, OwnWal};
 use crate::made_manifest::{self, NAMES_CLUSTER_SINCE};
 use crate::output::printable;
@@ -249,15 +249,11 @@ impl Walk<'_> {
             }
             Inclusion::Included => {}
         }
-        if found.is_symlink() && is_database(path) {
-            return Err(linked(place));
-        }
         if found.is_symlink() {
-            tracing::warn!(
-                "{} is a link, which is not followed: it is left out",
-                printable(place.as_os_str().as_bytes())
-            );
-            return Ok(Choice::LeaveOut);
+            return match is_own(path) {
+                true => Err(linked(place)),
+                false => leave_link_out(path, place),
+            };
         }
         if found.is_dir() && is_database(path) {
             refuse_empty(place)?;
@@ -324,13 +320,6 @@ impl Walk<'_> {
 fn tablespace_oid(path: &[u8]) -> Option<u32> {
     let name = path.strip_prefix(TABLESPACES)?;
     std::str::from_utf8(name).ok()?.parse().ok()
-}
-
-/// The name in `pg_tblspc/<oid>/<name>`.
-fn tablespace_entry(path: &[u8]) -> Option<&[u8]> {
-    let mut names = path.strip_prefix(TABLESPACES)?.split(|byte| *byte == b'/');
-    let (_oid, name) = (names.next()?, names.next()?);
-    names.next().is_none().then_some(name)
 }
 
 /// `base/<oid>`: it has at least the map of its catalogs. That of a database in a tablespace may be empty.

@@ -26,6 +26,7 @@ pub mod backup_manifest;
 pub mod conf;
 pub mod history;
 pub mod incremental;
+pub mod own_files;
 pub mod page;
 pub mod pg_control;
 pub mod recreated;

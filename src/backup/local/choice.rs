@@ -15,6 +15,8 @@ use barmanfs_pg::recreated::{
 use barmanfs_pg::relation_name::{self, Fork};
 use barmanfs_store::Attributes;
 
+use tracing::subscriber::NoSubscriber;
+
 use super::CONTROL;
 use super::place::{DataDirectory, in_seconds};
 use crate::backup::pages::is_unlogged;
@@ -22,7 +24,7 @@ use crate::backup::wal_directories;
 use crate::error::Error;
 use crate::output::printable;
 use crate::signals::Interruption;
-use crate::walk::{self, Choice, Visitor, attributes, cannot_read};
+use crate::walk::{self, Choice, Visitor, attributes, cannot_read, leave_link_out};
 
 /// Files of a running server, or of another backup.
 const LEFT_OUT: [&[u8]; 7] = [
@@ -34,9 +36,6 @@ const LEFT_OUT: [&[u8]; 7] = [
     b"postmaster.pid",
     b"tablespace_map",
 ];
-
-/// Directories without which no server starts. The server leaves out what is a link.
-const NEVER_LINKS: [&[u8]; 4] = [b"base", b"global", b"pg_multixact", b"pg_xact"];
 
 /// Permissions of a directory in the place of a link.
 const DIRECTORY_MODE: u32 = 0o700;
@@ -80,12 +79,18 @@ pub(super) struct Walk {
     tablespaces: BTreeSet<Vec<u8>>,
     /// Places of tablespaces below the data directory, which are not read twice.
     inside: BTreeSet<PathBuf>,
+    /// The repository and its mounts, which would hold themselves.
+    own: Vec<PathBuf>,
 }
 
 impl Walk {
     /// # Errors
     /// When the directory of tablespaces cannot be read.
-    pub(super) fn new(data: &DataDirectory, major: u32, root: Attributes) -> Result<Self, Error> {
+    pub(super) fn new(
+        data: &DataDirectory,
+        (major, root): (u32, Attributes),
+        own: Vec<PathBuf>,
+    ) -> Result<Self, Error> {
         let data = fs::canonicalize(data.path()).map_err(|error| cannot_read(data.path(), &error))?;
         let links = data.join("pg_tblspc");
         let (mut tablespaces, mut inside) = (BTreeSet::new(), BTreeSet::new());
@@ -109,6 +114,7 @@ impl Walk {
             root,
             tablespaces,
             inside,
+            own,
         })
     }
 
@@ -131,7 +137,7 @@ impl Walk {
         walk::walk(&mut Walking { walk: self, target }, &self.data, b"")
     }
 
-    /// The size of all files, for the progress; `None` if something prevents it.
+    /// The size of all files, for the progress; `None` if something prevents it. What is left out is said when the files are read.
     pub(super) fn total_bytes(&self, signals: &Interruption) -> Option<u64> {
         struct Sizes<'s>(u64, &'s Interruption);
         impl Target for Sizes<'_> {
@@ -148,7 +154,8 @@ impl Walk {
             }
         }
         let mut sizes = Sizes(0, signals);
-        self.run(&mut sizes).ok().map(|()| sizes.0)
+        let walked = tracing::subscriber::with_default(NoSubscriber::new(), || self.run(&mut sizes));
+        walked.ok().map(|()| sizes.0)
     }
 
     /// The directory that a tablespace has for this version.
@@ -182,6 +189,14 @@ impl Visitor for Walking<'_, '_> {
             self.target.directory(path, as_directory(found))?;
             return Ok(Choice::Stored);
         }
+        if found.is_dir() && self.walk.own.iter().any(|own| own == place) {
+            tracing::warn!(
+                "{} is of barmanfs itself, and left out. What destroys the data directory destroys a repository in it, too: \
+                 move it to another disk",
+                printable(place.as_os_str().as_bytes())
+            );
+            return Ok(Choice::LeaveOut);
+        }
         if parent == TABLESPACES && found.is_symlink() {
             return self.tablespace(path, name, place, found);
         }
@@ -195,7 +210,7 @@ impl Visitor for Walking<'_, '_> {
             return Ok(Choice::LeaveOut);
         }
         if found.is_symlink() {
-            return link(path, place);
+            return leave_link_out(path, place);
         }
         if found.is_dir() && self.walk.inside.contains(place) {
             self.target.directory(path, in_seconds(attributes(found)))?;
@@ -242,18 +257,6 @@ impl Walking<'_, '_> {
         }
         Ok(Choice::Stored)
     }
-}
-
-/// The server warns of a link, and leaves it out.
-fn link(path: &[u8], place: &Path) -> Result<Choice, Error> {
-    let shown = printable(place.as_os_str().as_bytes());
-    if NEVER_LINKS.contains(&path) || is_database(path) {
-        return Err(Error::failed(format!(
-            "{shown} is a link: PostgreSQL leaves links out of base backups, and nothing starts without this one"
-        )));
-    }
-    tracing::warn!("{shown} is a link, which is not followed: it is left out");
-    Ok(Choice::LeaveOut)
 }
 
 /// What a link looks like as a directory.

@@ -16,9 +16,8 @@ use super::listing::{Found, Layout};
 use super::{Files, FilesHere};
 use crate::backup::files::MANIFEST;
 use crate::error::Error;
-use crate::import::directory::{self, Choice, attributes, cannot_read};
+use crate::import::directory::{self, Choice, attributes, cannot_read, leave_link_out};
 use crate::import::{Arrived, Identity, Intake, Manifest};
-use crate::output::printable;
 
 /// Where tablespaces are in a backup here.
 const TABLESPACES: &[u8] = b"pg_tblspc/";
@@ -131,11 +130,7 @@ impl Walk<'_> {
             return Ok(Choice::LeaveOut);
         }
         if found.is_symlink() {
-            tracing::warn!(
-                "{} is a link, which is not followed: it is left out",
-                printable(place.as_os_str().as_encoded_bytes())
-            );
-            return Ok(Choice::LeaveOut);
+            return leave_link_out(path, place);
         }
         if let (Some(outside), true) = (self.gathered.outside(path), found.is_file()) {
             let mut file = open(place)?;
