@@ -76,6 +76,7 @@ mod snapshot_in_storage;
 mod standby;
 mod status;
 mod tablespaces;
+mod ten_thousand;
 mod terminals;
 mod torture;
 mod troubled_disk;
@@ -124,6 +125,7 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("handover", handover::TESTS),
     ("cron", cron::TESTS),
     ("year", year::TESTS),
+    ("ten_thousand", ten_thousand::TESTS),
     ("hooks", hooks::TESTS),
     ("troubled_disk", troubled_disk::TESTS),
     ("json_shape", json_shape::TESTS),
@@ -174,6 +176,9 @@ const TOPICS: &[(&str, &[Test])] = &[
 ];
 
 fn main() -> ExitCode {
+    if let Some(done) = ten_thousand::act::ordered() {
+        return done;
+    }
     let installs = Install::all();
     if installs.is_empty() {
         eprintln!("No PostgreSQL found: only the tests that need none run. scripts/test.sh gets some");
