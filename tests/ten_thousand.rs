@@ -1,7 +1,7 @@
 //! Random operations on one repository, each of them killed now and then, and a model of what must be there.
 //!
 //! Two servers are made up: another process stores small files with the library, and the program archives their WAL. The
-//! third is real, and the program backs it up by both methods. By default 120 operations; `BARMANFS_TEST_OPERATIONS=10000`
+//! third is real, and the program backs it up by both methods. By default 120 operations; `BARMANFS_TEST_STEPS=10000`
 //! makes it ten thousand, which take about half an hour. A failure names its seed and the operation.
 //!
 //! What must hold after each hundred: all that was acknowledged is there with its bytes, what was deleted stays away, and
@@ -78,8 +78,7 @@ struct World {
 }
 
 fn operations() -> u32 {
-    std::env::var("BARMANFS_TEST_OPERATIONS")
-        .map_or(120, |text| text.parse().expect("a number of operations"))
+    std::env::var("BARMANFS_TEST_STEPS").map_or(120, |text| text.parse().expect("a number of operations"))
 }
 
 fn ten_thousand_random_operations_agree_with_a_model(install: &'static Install) {
@@ -161,7 +160,7 @@ impl World {
     fn fail(&self, what: &str) -> ! {
         let last: Vec<&String> = self.last.iter().collect();
         panic!(
-            "BARMANFS_TEST_SEED={} BARMANFS_TEST_OPERATIONS={}, operation {}: {what}\nthe last ones:\n{}",
+            "BARMANFS_TEST_SEED={} BARMANFS_TEST_STEPS={}, operation {}: {what}\nthe last ones:\n{}",
             self.random.seed(),
             operations(),
             self.operation,

@@ -3,6 +3,7 @@
 
 pub(crate) mod cron;
 pub(crate) mod growth;
+pub(crate) mod kept;
 pub(crate) mod processes;
 pub(crate) mod rebuild;
 pub(crate) mod stats;
@@ -11,6 +12,8 @@ pub(crate) mod sweep;
 pub(crate) mod sync;
 pub(crate) mod verify;
 
+#[cfg(test)]
+mod growing;
 #[cfg(test)]
 mod short_commands;
 #[cfg(test)]

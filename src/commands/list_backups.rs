@@ -38,8 +38,9 @@ pub(crate) fn run(app: &mut App, args: &ListBackupsArgs) -> Result<Outcome, Erro
     let (mut backups, mut gaps) = (Vec::<ListedBackup>::new(), Vec::new());
     for server in servers {
         let rules = app.retention_rules(&server);
-        backups.extend(ListedBackup::all(&repository, &server, &rules)?);
-        let found = losses::gaps_that_matter(&repository, &server)?;
+        let all = repository.backups(&server)?;
+        let found = losses::gaps_that_matter(&repository, &server, &all)?;
+        backups.extend(ListedBackup::of(&repository, all, &rules)?);
         forks::log_open(&repository, &server)?;
         gaps.extend(found.into_iter().map(|gap| (server.clone(), gap)));
     }

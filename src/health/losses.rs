@@ -1,7 +1,7 @@
 //! Describes what cannot be recovered of a server: after gaps in its WAL, and after a start without full WAL.
 
 use barmanfs_catalog::recovery::Gap;
-use barmanfs_catalog::{MinimalStretch, Repository, ServerName};
+use barmanfs_catalog::{Backup, MinimalStretch, Repository, ServerName};
 
 use crate::error::Error;
 use crate::output;
@@ -40,9 +40,13 @@ pub(crate) fn lost(gap: &Gap) -> String {
     format!("from {after} {until}, for want of {}", missing(gap))
 }
 
-/// The gaps that make something of a server unrecoverable.
-pub(crate) fn gaps_that_matter(repository: &Repository, server: &ServerName) -> Result<Vec<Gap>, Error> {
-    let mut gaps = repository.gaps(server)?;
+/// The gaps that make something of a server unrecoverable; `backups` are all of the server's.
+pub(crate) fn gaps_that_matter(
+    repository: &Repository,
+    server: &ServerName,
+    backups: &[Backup],
+) -> Result<Vec<Gap>, Error> {
+    let mut gaps = repository.gaps(server, backups)?;
     gaps.retain(Gap::matters);
     Ok(gaps)
 }

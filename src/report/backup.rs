@@ -33,7 +33,15 @@ impl ListedBackup {
         server: &ServerName,
         rules: &RetentionRules,
     ) -> Result<Vec<Self>, Error> {
-        let backups = repository.backups(server)?;
+        Self::of(repository, repository.backups(server)?, rules)
+    }
+
+    /// The same, of backups that are all of a server, oldest first.
+    pub(crate) fn of(
+        repository: &Repository,
+        backups: Vec<Backup>,
+        rules: &RetentionRules,
+    ) -> Result<Vec<Self>, Error> {
         let mut known = repository.reliability(&backups)?;
         let judged = repository.retention_states(&backups, &known, rules, moment::now())?;
         let listed = |(backup, judged): (Backup, JudgedBackup)| Self {

@@ -9,6 +9,7 @@ use barmanfs_catalog::{
     Backup, BackupEnd, BackupId, BackupSelector, BackupStatus, CloneDescription, CloneName, CloneOrigin,
     NewBackup, Repository, ServerName,
 };
+use barmanfs_live::{Initial, LiveClone};
 use barmanfs_pg::wal_name::SegmentName;
 use barmanfs_pg::{Lsn, SegmentSize, ServerVersion, SystemId, TimelineId};
 use barmanfs_store::layout::DATA_WINDOW_BYTES;
@@ -249,7 +250,19 @@ fn clone(repository: &Repository, server: &ServerName, name: CloneName, backup: 
         grafts: Vec::new(),
         max_bytes: None,
     };
-    repository.begin_clone(description, &backup)?.finish()?;
+    let draft = repository.begin_clone(description, &backup)?;
+    let initial = Initial {
+        made: Vec::new(),
+        looked_at: &[],
+        hide: &|_| false,
+    };
+    drop(LiveClone::create_in(
+        draft.directory(),
+        draft.description(),
+        repository.trees(),
+        &initial,
+    )?);
+    draft.finish()?;
     Ok(String::new())
 }
 

@@ -237,13 +237,19 @@ impl Repository {
     /// # Errors
     /// As [`keep_of`](Self::keep_of).
     pub fn keeps(&self, backups: &[Backup], at: TimestampMicros) -> Result<BTreeMap<BackupId, Keep>> {
-        let mut keeps = BTreeMap::new();
-        for backup in backups {
-            if let Some(keep) = self.keep_of(backup)?.filter(|keep| keep.holds(at)) {
-                keeps.insert(backup.id, keep);
+        self.db.read(|db| {
+            let mut keeps = BTreeMap::new();
+            // Most repositories have none, and many backups.
+            if !db.prepare_cached("SELECT 1 FROM keeps LIMIT 1")?.exists([])? {
+                return Ok(keeps);
             }
-        }
-        Ok(keeps)
+            for (backup, of) in backups.iter().filter_map(|backup| Some((backup, backup.record?))) {
+                if let Some(keep) = newest(db, of)?.filter(|keep| keep.holds(at)) {
+                    keeps.insert(backup.id, keep);
+                }
+            }
+            Ok(keeps)
+        })
     }
 }
 

@@ -345,6 +345,15 @@ struct Archive {
 }
 
 impl Archive {
+    /// What `timelines` reports; the gaps are those that are found alone.
+    fn timelines(&self) -> TimelineReport {
+        let report = self.repository.timelines(&self.server).unwrap();
+        let backups = self.repository.backups(&self.server).unwrap();
+        let gaps = self.repository.gaps(&self.server, &backups).unwrap();
+        assert_eq!(gaps, report.gaps);
+        report
+    }
+
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("repository");
@@ -782,7 +791,7 @@ fn nothing_is_planned_past_a_start_with_minimal_wal() {
     }
     let plan = plan(exclusive(lsn)).unwrap();
     assert_eq!(plan.required.unwrap().max_connections, 300);
-    let report = archive.repository.timelines(&archive.server).unwrap();
+    let report = archive.timelines();
     assert_eq!(report.minimal.len(), 1);
     assert!(report.minimal[0].matters() && report.minimal[0].backup_after.is_none());
     assert!(report.newest.is_some());
@@ -1221,7 +1230,7 @@ mod scale {
         assert_eq!(plan("now,backup=20231114T221620").unwrap().segments, SEGMENTS);
         assert!(plan("2023-11-14 22:14Z").is_err() && plan("2100-01-01 00:00Z").is_err());
         assert!(plan("name:minute 5000000").is_err());
-        let report = archive.repository.timelines(&archive.server).unwrap();
+        let report = archive.timelines();
         assert_eq!(
             (report.timelines[0].ranges[0].segments, report.gaps.len()),
             (SEGMENTS, 0)

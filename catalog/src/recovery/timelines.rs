@@ -16,12 +16,21 @@ use crate::recovery::TimelineSpan;
 use crate::recovery::plan::bad_history_advice;
 use crate::recovery::window::earliest;
 
+mod gaps;
 mod report;
 
 pub use report::{
     BackupPlace, Gap, MinimalStretch, Parent, Reach, RestorePointPlace, Timeline, TimelineReport,
     UnreadableFile, WalRange,
 };
+
+/// The archived segments of each timeline, as ranges.
+type Ranges = BTreeMap<TimelineId, Vec<WalRange>>;
+
+/// Whether recovery may begin with a backup.
+fn leads_on(backup: &Backup) -> bool {
+    backup.is_complete() && backup.is_of_current_history()
+}
 
 impl UnreadableFile {
     fn history(server: &ServerName, timeline: TimelineId, name: WalName, reason: String) -> Self {
@@ -36,33 +45,9 @@ impl Repository {
     /// # Errors
     /// When the catalog or a history file cannot be read.
     pub fn timelines(&self, server: &ServerName) -> Result<TimelineReport> {
-        let backups: Vec<Backup> = self
-            .backups(server)?
-            .into_iter()
-            .filter(|backup| backup.is_complete() && backup.is_of_current_history())
-            .collect();
-        let size = match backups.last() {
-            Some(backup) => backup.segment_size,
-            None => self
-                .archived_segment_size(server)?
-                .unwrap_or(SegmentSize::DEFAULT),
-        };
-        let mut timelines = self.ranges(server, size)?;
-        for backup in &backups {
-            timelines
-                .entry(backup.timeline.unwrap_or(TimelineId(1)))
-                .or_default();
-        }
-        for name in self.history_files(server)? {
-            timelines.entry(name).or_default();
-        }
-        let (histories, unreadable) = self.history_of_each(server, timelines.keys().copied())?;
-        let survey = Survey {
-            removed: self.removed_wal(server)?,
-            size,
-            backups,
-            histories,
-        };
+        let backups = self.backups(server)?;
+        let size = self.size_of_segments(server, &backups)?;
+        let (survey, timelines, unreadable) = self.look(server, &backups, self.ranges(server, size)?)?;
         let gaps = survey.gaps(&timelines);
         let minimal = self.minimal_starts(server)?;
         let minimal = minimal
@@ -84,6 +69,47 @@ impl Repository {
             newest: self.newest(server)?,
             forks: self.open_forks(server)?,
         })
+    }
+
+    /// The size of a server's segments, by its complete backups.
+    fn size_of_segments(&self, server: &ServerName, backups: &[Backup]) -> Result<SegmentSize> {
+        Ok(match backups.iter().rfind(|backup| leads_on(backup)) {
+            Some(backup) => backup.segment_size,
+            None => self
+                .archived_segment_size(server)?
+                .unwrap_or(SegmentSize::DEFAULT),
+        })
+    }
+
+    /// What a report is made of: the ranges of all timelines, those of backups and of history files too, and the files that
+    /// cannot be read.
+    fn look(
+        &self,
+        server: &ServerName,
+        backups: &[Backup],
+        mut timelines: Ranges,
+    ) -> Result<(Survey, Ranges, Vec<UnreadableFile>)> {
+        let backups: Vec<Backup> = backups
+            .iter()
+            .filter(|backup| leads_on(backup))
+            .cloned()
+            .collect();
+        for backup in &backups {
+            timelines
+                .entry(backup.timeline.unwrap_or(TimelineId(1)))
+                .or_default();
+        }
+        for name in self.history_files(server)? {
+            timelines.entry(name).or_default();
+        }
+        let (histories, unreadable) = self.history_of_each(server, timelines.keys().copied())?;
+        let survey = Survey {
+            removed: self.removed_wal(server)?,
+            size: self.size_of_segments(server, &backups)?,
+            backups,
+            histories,
+        };
+        Ok((survey, timelines, unreadable))
     }
 
     /// The histories of these timelines, and the files that cannot be read; such a timeline is without ancestors.
@@ -126,14 +152,6 @@ impl Repository {
         Ok(unreadable)
     }
 
-    /// The gaps in a server's WAL, as [`timelines`](Self::timelines) reports them.
-    ///
-    /// # Errors
-    /// As for `timelines`.
-    pub fn gaps(&self, server: &ServerName) -> Result<Vec<Gap>> {
-        Ok(self.timelines(server)?.gaps)
-    }
-
     pub(crate) fn archived_segment_size(&self, server: &ServerName) -> Result<Option<SegmentSize>> {
         let bytes: Option<u64> = self.db.read(|db| {
             let mut query = db.prepare_cached(
@@ -165,14 +183,14 @@ impl Repository {
     }
 
     /// The archived segments of each timeline, as ranges.
-    fn ranges(&self, server: &ServerName, size: SegmentSize) -> Result<BTreeMap<TimelineId, Vec<WalRange>>> {
+    fn ranges(&self, server: &ServerName, size: SegmentSize) -> Result<Ranges> {
         self.db.read(|db| {
             let mut query = db.prepare_cached(
                 "SELECT timeline, number, end_lsn, time_min, time_max, commits FROM segments
                  WHERE server = ?1 ORDER BY timeline, number",
             )?;
             let mut rows = query.query([server.as_str()])?;
-            let mut found: BTreeMap<TimelineId, Vec<WalRange>> = BTreeMap::new();
+            let mut found = Ranges::new();
             while let Some(row) = rows.next()? {
                 let timeline = TimelineId(row.get(0)?);
                 let time = |column| -> rusqlite::Result<Option<TimestampMicros>> {
@@ -299,7 +317,7 @@ impl Survey {
 
     /// The gaps of each timeline: between its ranges, before the first one if the timeline began earlier, and after the
     /// last one if another timeline branched off later.
-    fn gaps(&self, timelines: &BTreeMap<TimelineId, Vec<WalRange>>) -> Vec<Gap> {
+    fn gaps(&self, timelines: &Ranges) -> Vec<Gap> {
         let number = |lsn: Lsn| lsn.segment_number(self.size);
         let mut gaps = Vec::new();
         for (id, ranges) in timelines {

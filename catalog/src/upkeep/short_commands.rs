@@ -41,6 +41,7 @@ fn ask_everything(repository: &Repository, server: &ServerName) {
     repository.pack_totals().unwrap();
     repository.last_boot_test(server).unwrap();
     repository.timelines(server).unwrap();
+    repository.gaps(server, &backups).unwrap();
     repository.unreadable_files(server).unwrap();
     repository.recovery_window(server, &backups).unwrap();
     repository.open_forks(server).unwrap();

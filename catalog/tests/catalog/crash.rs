@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use barmanfs_catalog::{BackupStatus, Repository, Silent, SweepOptions, VerifyScope, WalOutcome};
 
 use crate::common::{
-    Files, Fixture, SYSTEM, archive, back_up, begin, finish, fixture, noise, put_files, read_wal, restore,
-    segment,
+    Files, Fixture, SYSTEM, WINDOW, archive, attributes, back_up, begin, finish, fixture, noise, put_files,
+    read_wal, restore, segment,
 };
 
 fn files(seed: u64) -> Files {
@@ -201,4 +201,54 @@ fn a_sweep_killed_after_it_condemned() {
         "{report:?}"
     );
     everything_works(&killed, &[1]);
+}
+
+/// A delta of a killed backup stays in a pack of which something else is used, and its base goes. Then the same content is
+/// stored once more, as a delta against another base: that copy is the one that is needed.
+#[test]
+fn a_delta_that_has_lost_its_base_is_not_kept_instead_of_a_good_one() {
+    let f = fixture();
+    let window = WINDOW as usize;
+    let base = noise(1, window);
+    let (mut changed, mut other) = (base.clone(), base.clone());
+    changed[..4096].copy_from_slice(&noise(2, 4096));
+    other[..4096].copy_from_slice(&noise(3, 4096));
+    let large = noise(4, 8 * window);
+    let of = |path: &str, bytes: &[u8]| Files::from([(path.to_owned(), bytes.to_vec())]);
+    let first = back_up(&f.repository, &f.server, &of("base/1", &base));
+
+    let mut killed = begin(&f.repository, &f.server);
+    put_files(&killed, &of("base/1", &changed));
+    put_files(&killed, &of("base/2", &large));
+    // All its packs are durable, and its record is not.
+    killed.end_tree(attributes()).unwrap();
+    drop(killed);
+
+    let second = back_up(&f.repository, &f.server, &of("base/2", &large));
+    f.repository.delete_backup(&first, true).unwrap();
+    let sweep = || {
+        let report = f.repository.sweep(&SweepOptions::default(), &mut Silent).unwrap();
+        assert_eq!(
+            (report.missing_chunks, &report.problems),
+            (0, &Vec::new()),
+            "{report:?}"
+        );
+    };
+    sweep();
+    let third = back_up(&f.repository, &f.server, &of("base/1", &other));
+    let fourth = back_up(&f.repository, &f.server, &of("base/1", &changed));
+    assert!(
+        fourth.new_stored_bytes < WINDOW.into(),
+        "it is no delta: {fourth:?}"
+    );
+    f.repository.delete_backup(&third, true).unwrap();
+    sweep();
+    sweep();
+    assert_eq!(restore(&f.repository, &fourth), of("base/1", &changed));
+    assert_eq!(restore(&f.repository, &second), of("base/2", &large));
+    let report = Repository::rebuild(f.repository.path(), &mut Silent).unwrap();
+    assert!(report.is_complete(), "{report:?}");
+    let rebuilt = Repository::open(f.repository.path()).unwrap();
+    let report = rebuilt.verify(&VerifyScope::All, &mut Silent).unwrap();
+    assert!(report.is_clean(), "{report:?}");
 }

@@ -109,7 +109,8 @@ fn what_retention_shows_is_deleted_and_nothing_else() {
     assert_eq!(archived(&f.repository, &f), (6..13).collect::<Vec<_>>());
     let again = enforce(&f, &rules("REDUNDANCY 2"));
     assert!(again.deleted.is_empty() && again.wal.is_empty());
-    assert!(f.repository.gaps(&f.server).unwrap().is_empty());
+    let backups = f.repository.backups(&f.server).unwrap();
+    assert!(f.repository.gaps(&f.server, &backups).unwrap().is_empty());
 }
 
 #[test]
@@ -203,7 +204,8 @@ fn a_standalone_backup_keeps_its_own_wal() {
         let kept = repository.backups(&f.server).unwrap().remove(0);
         assert_eq!((kept.id, kept.status), (oldest.id, BackupStatus::Done));
         // What was removed on purpose is no gap.
-        assert!(repository.gaps(&f.server).unwrap().is_empty());
+        let backups = repository.backups(&f.server).unwrap();
+        assert!(repository.gaps(&f.server, &backups).unwrap().is_empty());
     }
     // Released, it is obsolete.
     assert!(f.repository.release_backup(&oldest).unwrap());

@@ -33,14 +33,14 @@ struct Figure {
 /// All figures, by name and by rows.
 #[derive(Debug, Default)]
 pub(crate) struct Figures {
-    names: Vec<&'static str>,
-    all: BTreeMap<(&'static str, u32), Figure>,
+    names: Vec<String>,
+    all: BTreeMap<(String, u32), Figure>,
 }
 
 impl Figures {
     pub(crate) fn time(
         &mut self,
-        name: &'static str,
+        name: impl Into<String>,
         rows: u32,
         time: Duration,
         growing: Growing,
@@ -59,7 +59,7 @@ impl Figures {
         );
     }
 
-    pub(crate) fn memory(&mut self, name: &'static str, rows: u32, mb: f64, limit_mb: f64) {
+    pub(crate) fn memory(&mut self, name: impl Into<String>, rows: u32, mb: f64, limit_mb: f64) {
         let figure = Figure {
             value: mb,
             unit: "MB",
@@ -69,9 +69,20 @@ impl Figures {
         self.add(name, rows, figure);
     }
 
-    fn add(&mut self, name: &'static str, rows: u32, figure: Figure) {
+    pub(crate) fn bytes(&mut self, name: impl Into<String>, rows: u32, bytes: u64) {
+        let figure = Figure {
+            value: bytes as f64 / f64::from(1 << 20),
+            unit: "MB",
+            limit: None,
+            growing: Growing::Linear,
+        };
+        self.add(name, rows, figure);
+    }
+
+    fn add(&mut self, name: impl Into<String>, rows: u32, figure: Figure) {
+        let name = name.into();
         if !self.names.contains(&name) {
-            self.names.push(name);
+            self.names.push(name.clone());
         }
         self.all.insert((name, rows), figure);
     }
@@ -81,13 +92,13 @@ impl Figures {
         self.names.iter().map(|name| self.line(name)).collect()
     }
 
-    fn line(&self, name: &'static str) -> String {
+    fn line(&self, name: &str) -> String {
         let of: Vec<(u32, &Figure)> = self
             .all
-            .range((name, 0)..=(name, u32::MAX))
+            .range((name.to_owned(), 0)..=(name.to_owned(), u32::MAX))
             .map(|((_, rows), figure)| (*rows, figure))
             .collect();
-        let mut line = format!("{name:38}");
+        let mut line = format!("{name:42}");
         for (_, figure) in &of {
             line += &format!("{:10.1} {}", figure.value, figure.unit);
         }

@@ -9,18 +9,21 @@
 
 mod catalog;
 mod figures;
+mod files;
 mod maps;
 mod mount;
+mod spent;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
+use barmanfs_catalog::{CreateOptions, Repository};
 use clap::Parser;
 
-use crate::figures::Figures;
+use crate::figures::{Figures, Growing};
+use crate::spent::run_once;
 
 /// Servers, backups of each, and WAL files of all, from small to large.
 const SIZES: [(u32, u32, u32); 4] = [
@@ -30,14 +33,56 @@ const SIZES: [(u32, u32, u32); 4] = [
     (50, 365, 2_000_000),
 ];
 
-/// What is run, and the longest that its median may take on a release build. No server can be reached, which is known at once.
-const COMMANDS: [(&[&str], Duration); 6] = [
-    (&["-q", "cron"], Duration::from_millis(100)),
-    (&["check", "s00"], Duration::from_millis(100)),
-    (&["list-backups", "s00"], Duration::from_millis(100)),
-    (&["timeline", "s00"], Duration::from_millis(100)),
-    (&["list-backups", "all"], Duration::from_secs(1)),
-    (&["status", "all"], Duration::from_secs(1)),
+/// The most memory of a command, in MB.
+const MEMORY_MB: f64 = 300.0;
+
+/// What a command reads, and so by what it may grow.
+#[derive(Debug, Clone, Copy)]
+enum By {
+    Wal,
+    Servers,
+    Backups,
+}
+
+/// What is run, how it may grow, and the longest that its median may take on a release build. No server can be reached, which is
+/// known at once.
+const COMMANDS: [(&[&str], By, Growing, Duration); 6] = [
+    (
+        &["-q", "cron"],
+        By::Servers,
+        Growing::Linear,
+        Duration::from_millis(100),
+    ),
+    (
+        &["check", "s00"],
+        By::Wal,
+        Growing::Not,
+        Duration::from_millis(100),
+    ),
+    (
+        &["list-backups", "s00"],
+        By::Wal,
+        Growing::Linear,
+        Duration::from_millis(100),
+    ),
+    (
+        &["timeline", "s00"],
+        By::Wal,
+        Growing::Linear,
+        Duration::from_millis(100),
+    ),
+    (
+        &["list-backups", "all"],
+        By::Backups,
+        Growing::Linear,
+        Duration::from_secs(1),
+    ),
+    (
+        &["status", "all"],
+        By::Servers,
+        Growing::Linear,
+        Duration::from_secs(1),
+    ),
 ];
 
 /// Measures commands on growing catalogs
@@ -59,6 +104,9 @@ struct Options {
     /// Measures sweeps by the number of backups and rebuilds by the number of packs instead; takes 2 GB
     #[arg(long)]
     maps: bool,
+    /// Measures backups of these numbers of files instead
+    #[arg(long, value_name = "NUMBER", num_args = 0.., default_missing_values = ["1000", "10000", "100000"])]
+    files: Vec<u64>,
     /// Measures no commands, only a mount of each repository; for root
     #[arg(long)]
     mount: bool,
@@ -76,10 +124,15 @@ fn main() -> Result<()> {
         .barmanfs
         .canonicalize()
         .with_context(|| format!("Cannot find {}", options.barmanfs.display()))?;
-    if options.maps {
-        return maps::measure(&program);
-    }
     let mut figures = Figures::default();
+    if options.maps {
+        maps::measure(&program, &mut figures)?;
+    }
+    files::measure(&options.files, &mut figures)?;
+    if options.maps || !options.files.is_empty() {
+        print(&figures);
+        return Ok(());
+    }
     for site in &options.at {
         let rows = catalog::wal_files(&site.join("repository"))?;
         mount::measure(&program, site, &site.join("barmanfs.conf"), rows, &mut figures)?;
@@ -88,7 +141,6 @@ fn main() -> Result<()> {
         print(&figures);
         return Ok(());
     }
-    println!("servers  backups  WAL files  catalog  command             p50 ms  max ms  limit ms");
     for (servers, backups, wal) in SIZES.into_iter().take(usize::try_from(options.sizes)?) {
         let mut site = tempfile::Builder::new()
             .prefix("barmanfs-growth-")
@@ -100,16 +152,19 @@ fn main() -> Result<()> {
             continue;
         }
         let bytes = fs::metadata(site.path().join("repository/catalog.sqlite"))?.len();
-        for (words, limit) in COMMANDS {
-            let (median, longest) = measure(&program, &config, words, options.runs)?;
-            println!(
-                "{servers:7}  {backups:7}  {wal:9}  {:4} MB  {:18}  {:6.1}  {:6.1}  {:8}",
-                bytes >> 20,
-                words.join(" "),
-                milliseconds(median),
-                milliseconds(longest),
-                limit.as_millis()
-            );
+        figures.bytes("catalog by WAL files", wal, bytes);
+        for (words, by, growing, limit) in COMMANDS {
+            let rows = match by {
+                By::Wal => wal,
+                By::Servers => servers,
+                By::Backups => servers * backups,
+            };
+            let name = words.join(" ").replace("-q ", "");
+            let named = |of: &str| format!("{name}{of} by {by:?}").to_lowercase();
+            let spent = measure(&program, &config, words, options.runs)?;
+            figures.time(named(""), rows, spent.median, growing, Some(limit));
+            figures.time(named(", CPU"), rows, spent.of_cores, growing, None);
+            figures.memory(named(", memory"), rows, spent.memory_mb, MEMORY_MB);
         }
     }
     print(&figures);
@@ -120,10 +175,6 @@ fn print(figures: &Figures) {
     for line in figures.lines() {
         println!("{line}");
     }
-}
-
-fn milliseconds(time: Duration) -> f64 {
-    time.as_secs_f64() * 1000.0
 }
 
 /// Makes a repository of this size; returns the configuration.
@@ -139,14 +190,12 @@ fn make(program: &Path, site: &Path, servers: u32, backups: u32, wal: u32) -> Re
         text += &format!("[s{server:02}]\nconninfo = host=/nowhere\nbackup_schedule = 0 2 1 1 *\n");
     }
     fs::write(&config, text)?;
-    // It cannot reach the server, but creates the repository.
-    run(program, &config, &["-q", "backup", "s00"])?;
-    if !repository.join("repository.json").exists() {
-        bail!("{} made no repository", program.display());
-    }
+    Repository::create(&repository, CreateOptions::default())?;
     catalog::fill(&repository, servers, backups, wal)?;
+    // A directory that has just changed is listed again.
+    std::thread::sleep(Duration::from_secs(4));
     // The first run starts what is due.
-    run(program, &config, &["-q", "cron"])?;
+    run_once(program, &config, &["-q", "cron"])?;
     while is_busy(&repository.join("cron"))? {
         std::thread::sleep(Duration::from_millis(200));
     }
@@ -164,26 +213,25 @@ fn is_busy(memory: &Path) -> Result<bool> {
     Ok(false)
 }
 
-fn run(program: &Path, config: &Path, words: &[&str]) -> Result<Duration> {
-    let began = Instant::now();
-    Command::new(program)
-        .arg("-c")
-        .arg(config)
-        .args(words)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .with_context(|| format!("Cannot run {}", program.display()))?;
-    Ok(began.elapsed())
+/// The medians of some runs.
+struct Measured {
+    median: Duration,
+    of_cores: Duration,
+    memory_mb: f64,
 }
 
-/// The median and the longest of some runs, after one that does not count.
-fn measure(program: &Path, config: &Path, words: &[&str], runs: u32) -> Result<(Duration, Duration)> {
-    run(program, config, words)?;
-    let times: Result<Vec<_>> = (0..runs).map(|_| run(program, config, words)).collect();
-    let mut times = times?;
+/// Runs a command some times, after one run that does not count. The kernel counts in hundredths of a second: what a run took
+/// of the cores is that of all, shared.
+fn measure(program: &Path, config: &Path, words: &[&str], runs: u32) -> Result<Measured> {
+    run_once(program, config, words)?;
+    let spent: Vec<_> = (0..runs)
+        .map(|_| run_once(program, config, words))
+        .collect::<Result<_>>()?;
+    let mut times: Vec<Duration> = spent.iter().map(|spent| spent.took).collect();
     times.sort_unstable();
-    let median = times.get(times.len() / 2).copied().unwrap_or_default();
-    Ok((median, times.last().copied().unwrap_or_default()))
+    Ok(Measured {
+        median: times.get(times.len() / 2).copied().unwrap_or_default(),
+        of_cores: spent.iter().map(|spent| spent.of_cores).sum::<Duration>() / runs,
+        memory_mb: spent.iter().map(spent::Spent::memory_mb).fold(0.0, f64::max),
+    })
 }

@@ -5,13 +5,17 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 use barmanfs_catalog::{Backup, BackupEnd, CreateOptions, NewBackup, Repository, ServerName};
 use barmanfs_pg::{Lsn, SegmentSize, ServerVersion, SystemId, TimelineId};
 use barmanfs_store::{Attributes, ChunkId, Encoding, Frame, LocalPacks, Node, PackWriter};
+
+use crate::figures::{Figures, Growing};
+use crate::spent::run_once;
+
+/// The most memory, in MB.
+const MEMORY_MB: f64 = 500.0;
 
 /// Of each backup.
 const WINDOWS: u64 = 200_000;
@@ -40,35 +44,37 @@ const ATTRIBUTES: Attributes = Attributes {
     mtime_ns: 0,
 };
 
-/// Measures both and prints the tables.
-pub(crate) fn measure(program: &Path) -> Result<()> {
-    println!("backups  windows of all  chunks in use  sweep s  of cores s  RSS MB");
+/// Measures both; sizes are numbers of windows of all backups, and of packs.
+pub(crate) fn measure(program: &Path, figures: &mut Figures) -> Result<()> {
     for backups in BACKUPS {
         let site = Site::new()?;
         site.back_up(backups)?;
-        let sweep = site.run(program, &["-q", "sweep"])?;
-        println!(
-            "{backups:7}  {:14}  {:13}  {:7.2}  {:10.2}  {:6}",
-            backups * WINDOWS,
-            WINDOWS + (backups - 1) * (WINDOWS / CHANGED),
-            sweep.took.as_secs_f64(),
-            sweep.of_cores.as_secs_f64(),
-            sweep.memory_kib >> 10,
+        let spent = run_once(program, &site.config(), &["-q", "sweep"])?;
+        let rows = u32::try_from(backups * WINDOWS)?;
+        figures.time(
+            "sweep by windows of all backups, CPU",
+            rows,
+            spent.of_cores,
+            Growing::Linear,
+            None,
         );
+        figures.memory("sweep, memory", rows, spent.memory_mb(), MEMORY_MB);
     }
-    println!("packs  chunks    rebuild s  of cores s  RSS MB  catalog MB");
     for packs in PACKS {
         let site = Site::new()?;
         site.fill_packs(packs)?;
-        let rebuild = site.run(program, &["-q", "rebuild-catalog"])?;
-        println!(
-            "{packs:5}  {:8}  {:9.2}  {:10.2}  {:6}  {:10}",
-            packs * PACK_CHUNKS,
-            rebuild.took.as_secs_f64(),
-            rebuild.of_cores.as_secs_f64(),
-            rebuild.memory_kib >> 10,
-            fs::metadata(site.repository().join("catalog.sqlite"))?.len() >> 20,
+        let spent = run_once(program, &site.config(), &["-q", "rebuild-catalog"])?;
+        let rows = u32::try_from(packs)?;
+        let catalog = fs::metadata(site.repository().join("catalog.sqlite"))?.len();
+        figures.time(
+            "rebuild by packs of 800 chunks, CPU",
+            rows,
+            spent.of_cores,
+            Growing::Linear,
+            None,
         );
+        figures.memory("rebuild, memory", rows, spent.memory_mb(), MEMORY_MB);
+        figures.bytes("rebuild, catalog", rows, catalog);
     }
     Ok(())
 }
@@ -76,14 +82,6 @@ pub(crate) fn measure(program: &Path) -> Result<()> {
 /// A directory with a repository and a configuration.
 struct Site {
     directory: tempfile::TempDir,
-}
-
-/// What a run of the program took.
-struct Spent {
-    took: Duration,
-    /// On all cores together.
-    of_cores: Duration,
-    memory_kib: u64,
 }
 
 impl Site {
@@ -133,56 +131,6 @@ impl Site {
             writer.close()?;
         }
         Ok(())
-    }
-
-    fn run(&self, program: &Path, words: &[&str]) -> Result<Spent> {
-        let began = Instant::now();
-        let mut child = Command::new(program)
-            .arg("-c")
-            .arg(self.config())
-            .args(words)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .spawn()
-            .with_context(|| format!("Cannot run {}", program.display()))?;
-        let mut spent = Spent {
-            took: Duration::ZERO,
-            of_cores: Duration::ZERO,
-            memory_kib: 0,
-        };
-        let status = loop {
-            spent.look_at(&child);
-            if let Some(status) = child.try_wait()? {
-                break status;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        };
-        spent.took = began.elapsed();
-        if !status.success() {
-            bail!("{} ended with {status}", words.join(" "));
-        }
-        Ok(spent)
-    }
-}
-
-impl Spent {
-    /// What the kernel says about a process; it says nothing about one that has ended.
-    fn look_at(&mut self, child: &Child) {
-        let of = |file: &str| fs::read_to_string(format!("/proc/{}/{file}", child.id())).unwrap_or_default();
-        let status = of("status");
-        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-        let peak = peak.and_then(|peak| peak.split_whitespace().next()?.parse().ok());
-        self.memory_kib = self.memory_kib.max(peak.unwrap_or(0));
-        // Fields 14 and 15, in hundredths of a second; the name before them may have spaces.
-        let stat = of("stat");
-        let behind_name = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
-        let ticks: u64 = behind_name
-            .split(' ')
-            .skip(11)
-            .take(2)
-            .filter_map(|field| field.parse::<u64>().ok())
-            .sum();
-        self.of_cores = self.of_cores.max(Duration::from_millis(ticks * 10));
     }
 }
 

@@ -156,6 +156,13 @@ impl Repository {
     pub(super) fn boot_tests(&self, backups: &[Backup]) -> Result<BTreeMap<BackupId, BootTest>> {
         self.db.read(|db| {
             let mut tests = BTreeMap::new();
+            // Most repositories have none, and many backups.
+            if !db
+                .prepare_cached("SELECT 1 FROM boot_tests LIMIT 1")?
+                .exists([])?
+            {
+                return Ok(tests);
+            }
             for backup in backups {
                 if let Some(test) = newest(db, backup)? {
                     tests.insert(backup.id, test);
