@@ -100,7 +100,8 @@ impl Figures {
             .collect();
         let mut line = format!("{name:42}");
         for (_, figure) in &of {
-            line += &format!("{:10.1} {}", figure.value, figure.unit);
+            let digits = if figure.value < 1.0 { 4 } else { 1 };
+            line += &format!("{:10.digits$} {}", figure.value, figure.unit);
         }
         if let (Some((few, small)), Some((many, large))) = (of.first(), of.last())
             && few < many
