@@ -103,7 +103,7 @@ fn catalog_file(repository: &Repository, invocation: &Invocation, findings: &mut
 
 /// The content of these packs is missing everywhere, and recovery cannot determine where the archive ends.
 fn unread_packs(repository: &Repository, findings: &mut Findings) {
-    packs("packs are read", repository.unread_packs(), findings);
+    packs("packs are read", repository.unread_packs_by_survey(), findings);
 }
 
 /// The content of these packs cannot be read back.

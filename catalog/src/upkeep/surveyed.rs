@@ -56,6 +56,33 @@ impl Repository {
     /// # Errors
     /// When the store cannot be listed, the catalog cannot be read, or the result cannot be written.
     pub fn survey_packs(&self) -> Result<Vec<UnreadPack>> {
+        let (unread, surveyed) = self.survey()?;
+        self.remember_survey(&surveyed)?;
+        Ok(unread)
+    }
+
+    /// The packs that were not read, for checks that come every few minutes: after
+    /// [`trust_last_survey`](Self::trust_last_survey) it costs what has changed. Without a survey in the last day it makes one, and
+    /// remembers it for the next check if it may write.
+    ///
+    /// # Errors
+    /// When the store cannot be listed or the catalog cannot be read.
+    pub fn unread_packs_by_survey(&self) -> Result<Vec<UnreadPack>> {
+        if self
+            .surveyed()?
+            .listed_at
+            .is_some_and(|at| is_within(COUNTS_FOR, at))
+        {
+            return self.unread_packs();
+        }
+        let (unread, surveyed) = self.survey()?;
+        if let Err(error) = self.remember_survey(&surveyed) {
+            tracing::debug!("The next check lists all packs again: {error}");
+        }
+        Ok(unread)
+    }
+
+    fn survey(&self) -> Result<(Vec<UnreadPack>, Surveyed)> {
         let known = self.surveyed()?;
         let listed_at = known.listed_at.filter(|at| is_within(LISTED_EVERY, *at));
         match listed_at {
@@ -83,8 +110,7 @@ impl Repository {
                 .collect(),
             bad_parts: self.surveyor.bad().into_iter().filter_map(first).collect(),
         };
-        self.remember_survey(&surveyed)?;
-        Ok(unread)
+        Ok((unread, surveyed))
     }
 
     /// From now on, [`unread_packs`](Self::unread_packs) of this repository lists only directories that have changed since
@@ -258,6 +284,35 @@ mod tests {
         }
         fs::write(repository.memory_file(FILE), "{\"catalog\": [").unwrap();
         assert_eq!(quick(), 1);
+    }
+
+    #[test]
+    fn a_check_without_a_survey_makes_one_and_the_next_lists_what_has_changed() {
+        let (_directory, repository) = temporary();
+        old(&repository);
+        let check = || {
+            let again = Repository::open(repository.path()).unwrap();
+            again.trust_last_survey(true).unwrap();
+            again.unread_packs_by_survey().unwrap().len()
+        };
+        assert_eq!(check(), 0);
+        assert_eq!(repository.surveyed().unwrap().parts.len(), 256);
+        // Nothing shows that this directory has changed.
+        lose_a_pack(&repository);
+        assert_eq!(check(), 0);
+        fs::write(repository.path().join("packs/07/x"), "").unwrap();
+        assert_eq!(check(), 1);
+        // After a day without cron, a check lists everything once more.
+        write(&repository, |known| {
+            known.listed_at = Some(TimestampMicros::from_unix_micros(
+                now().unix_micros() - 27 * 3_600_000_000,
+            ));
+        });
+        assert_eq!((check(), check()), (1, 1));
+        assert!(is_within(
+            LISTED_EVERY,
+            repository.surveyed().unwrap().listed_at.unwrap()
+        ));
     }
 
     #[test]

@@ -79,7 +79,7 @@ const COMMANDS: [(&[&str], By, Growing, Duration); 6] = [
     ),
     (
         &["status", "all"],
-        By::Servers,
+        By::Wal,
         Growing::Linear,
         Duration::from_secs(1),
     ),
