@@ -254,7 +254,7 @@ fn clone(repository: &Repository, server: &ServerName, name: CloneName, backup: 
     let initial = Initial {
         made: Vec::new(),
         looked_at: &[],
-        hide: &|_| false,
+        hide: &|_, _| false,
     };
     drop(LiveClone::create_in(
         draft.directory(),

@@ -43,13 +43,14 @@ mod tests {
 
     /// Enters a pack of these chunks, some of them deltas against another.
     fn enter(repository: &Repository, chunks: &[(ChunkId, Option<ChunkId>)]) -> PackId {
-        let frame = Frame {
-            encoding: Encoding::Stored,
-            bytes: vec![1],
-        };
         let mut pack = PackWriter::begin(repository.storage.as_ref()).unwrap();
         for (id, base) in chunks {
-            pack.append(*id, 1, *base, &frame).unwrap();
+            let encoding = match base {
+                Some(_) => Encoding::Delta,
+                None => Encoding::Stored,
+            };
+            let bytes = vec![1];
+            pack.append(*id, 1, *base, &Frame { encoding, bytes }).unwrap();
         }
         let closed = pack.close().unwrap();
         let index = CatalogIndex::for_readers(Arc::clone(&repository.db), Arc::clone(&repository.surveyor));
