@@ -319,6 +319,10 @@ impl PackStorage for FarPacks {
         Err(only_read())
     }
 
+    fn begin_copy(&self, _id: PackId) -> Result<Box<dyn PackUpload>, StoreError> {
+        Err(only_read())
+    }
+
     fn read_at(&self, id: PackId, offset: u64, buf: &mut [u8]) -> Result<(), StoreError> {
         let mut done = 0;
         while done < buf.len() {

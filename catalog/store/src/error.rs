@@ -124,6 +124,13 @@ impl Error {
         }
     }
 
+    /// A copy of a pack whose id another pack has.
+    pub fn other_bytes(id: PackId) -> Self {
+        Self::Invalid(format!(
+            "Pack {id} is there already, with other bytes: one of the two is damaged, or not of this repository"
+        ))
+    }
+
     /// The number of the operating system's error that caused this one.
     pub fn os_error(&self) -> Option<Errno> {
         match self {

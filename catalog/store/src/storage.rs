@@ -1,4 +1,4 @@
-//! Storage of packs: the only code that handles their files, to be replaced by an object store later.
+//! Storage of packs: what every place for them must do, and the one that is a directory.
 //!
 //! Packs are immutable: they are written once, from front to back, appear under their id when complete and
 //! durable, and are only ever read or removed after that.
@@ -29,6 +29,13 @@ pub trait PackStorage: Send + Sync + Debug {
     /// # Errors
     /// When nothing can be written.
     fn begin(&self) -> Result<Box<dyn PackUpload>>;
+
+    /// Begins a copy of a pack of another storage, under the id that it has there. [`PackUpload::finish`] is done, too, when
+    /// the pack is here already with the same bytes.
+    ///
+    /// # Errors
+    /// When nothing can be written. `finish` fails when the pack is here with other bytes, and leaves those as they are.
+    fn begin_copy(&self, id: PackId) -> Result<Box<dyn PackUpload>>;
 
     /// Fills `buf` with the pack's bytes from `offset` on.
     ///
@@ -91,7 +98,7 @@ pub trait PackStorage: Send + Sync + Debug {
 
 /// A pack being written. Dropped before [`finish`](Self::finish), it leaves nothing behind.
 pub trait PackUpload: Send + Debug {
-    /// The id of the new pack. No other pack has or had it.
+    /// The id of the new pack. No other pack has or had it, unless it is a copy of one.
     fn id(&self) -> PackId;
 
     /// Appends bytes.

@@ -1,11 +1,13 @@
-//! For tests: bytes that do not compress, storages that record and fail, and a repository of packs in a temporary
+//! For tests: bytes that do not compress, storages that record and fail, what each storage must do, and a repository of packs in a temporary
 //! directory with an index in memory.
 
+mod conformance;
 mod noise;
 mod packs;
 #[cfg(test)]
 mod store;
 
+pub use conformance::conforms;
 pub use noise::noise;
 pub use packs::{Call, MemoryPacks, TestPacks};
 #[cfg(test)]

@@ -74,6 +74,10 @@ impl PackStorage for JoinedPacks {
         Err(only_reads())
     }
 
+    fn begin_copy(&self, _id: PackId) -> barmanfs_store::Result<Box<dyn PackUpload>> {
+        Err(only_reads())
+    }
+
     fn read_at(&self, id: PackId, offset: u64, buf: &mut [u8]) -> barmanfs_store::Result<()> {
         match self.node.read_at(id, offset, buf) {
             Err(barmanfs_store::Error::MissingPack(_)) => self.primary.read_at(id, offset, buf),

@@ -20,15 +20,23 @@ impl CountedPacks {
     pub fn new(packs: Arc<dyn PackStorage>, counters: Arc<Counters>) -> Self {
         Self { packs, counters }
     }
+
+    fn counted(&self, upload: Box<dyn PackUpload>) -> Box<dyn PackUpload> {
+        Box::new(CountedUpload {
+            upload,
+            bytes: 0,
+            counters: Arc::clone(&self.counters),
+        })
+    }
 }
 
 impl PackStorage for CountedPacks {
     fn begin(&self) -> Result<Box<dyn PackUpload>> {
-        Ok(Box::new(CountedUpload {
-            upload: self.packs.begin()?,
-            bytes: 0,
-            counters: Arc::clone(&self.counters),
-        }))
+        Ok(self.counted(self.packs.begin()?))
+    }
+
+    fn begin_copy(&self, id: PackId) -> Result<Box<dyn PackUpload>> {
+        Ok(self.counted(self.packs.begin_copy(id)?))
     }
 
     fn read_at(&self, id: PackId, offset: u64, buf: &mut [u8]) -> Result<()> {

@@ -121,6 +121,29 @@ impl LocalPacks {
         Some(file)
     }
 
+    /// Begins pack `id`, in a temporary file that is named after `named`.
+    fn upload(&self, id: PackId, named: PackId) -> Result<Box<dyn PackUpload>> {
+        let temporary = self
+            .directory
+            .join(format!("{TEMPORARY_PREFIX}{named}{TEMPORARY_SUFFIX}"));
+        let spare = self.take_spare(&temporary);
+        let was_spare = spare.is_some();
+        let file = match spare {
+            Some(file) => file,
+            None => Self::create_locked(&temporary)?,
+        };
+        let upload = LocalUpload {
+            id,
+            is_copy: id != named,
+            file: BufWriter::with_capacity(WRITE_BUFFER_BYTES, file),
+            was_spare,
+            temporary,
+            path: self.path(id),
+            finished: false,
+        };
+        Ok(Box::new(upload))
+    }
+
     fn path(&self, id: PackId) -> PathBuf {
         let name = id.to_string();
         let mut path = self.directory.join(name.get(..2).unwrap_or_default());
@@ -158,24 +181,12 @@ impl PackStorage for LocalPacks {
     fn begin(&self) -> Result<Box<dyn PackUpload>> {
         // Random: a counter would be in the catalog, and go back with a catalog of an earlier time.
         let id = PackId::random()?;
-        let temporary = self
-            .directory
-            .join(format!("{TEMPORARY_PREFIX}{id}{TEMPORARY_SUFFIX}"));
-        let spare = self.take_spare(&temporary);
-        let was_spare = spare.is_some();
-        let file = match spare {
-            Some(file) => file,
-            None => Self::create_locked(&temporary)?,
-        };
-        let upload = LocalUpload {
-            id,
-            file: BufWriter::with_capacity(WRITE_BUFFER_BYTES, file),
-            was_spare,
-            temporary,
-            path: self.path(id),
-            finished: false,
-        };
-        Ok(Box::new(upload))
+        self.upload(id, id)
+    }
+
+    fn begin_copy(&self, id: PackId) -> Result<Box<dyn PackUpload>> {
+        // A killed copy may have left a file that is named after the pack.
+        self.upload(id, PackId::random()?)
     }
 
     fn read_at(&self, id: PackId, offset: u64, buf: &mut [u8]) -> Result<()> {
@@ -292,12 +303,39 @@ const EUCLEAN: i32 = 117;
 #[derive(Debug)]
 struct LocalUpload {
     id: PackId,
+    /// The pack may be there already.
+    is_copy: bool,
     file: BufWriter<File>,
     /// More may be allocated to the file than the pack needs.
     was_spare: bool,
     temporary: PathBuf,
     path: PathBuf,
     finished: bool,
+}
+
+impl LocalUpload {
+    /// Gives the file its final name unless that is taken: then the file there must have the same bytes.
+    fn publish_copy(&self, directory: &Path) -> Result<()> {
+        let linked = match fs::hard_link(&self.temporary, &self.path) {
+            Err(source) if source.kind() == io::ErrorKind::NotFound => {
+                create_directory(directory)?;
+                sync_directory(directory.parent().unwrap_or(Path::new(".")))?;
+                fs::hard_link(&self.temporary, &self.path)
+            }
+            linked => linked,
+        };
+        match linked {
+            Ok(()) => {}
+            Err(source) if source.kind() == io::ErrorKind::AlreadyExists => {
+                let same = have_same_bytes(&self.temporary, &self.path);
+                if !same.map_err(|source| Error::io("compare", &self.path, source))? {
+                    return Err(Error::other_bytes(self.id));
+                }
+            }
+            Err(source) => return Err(Error::io("link a pack to", &self.path, source)),
+        }
+        sync_directory(directory)
+    }
 }
 
 impl PackUpload for LocalUpload {
@@ -325,6 +363,10 @@ impl PackUpload for LocalUpload {
             .and_then(|()| file.sync_data())
             .map_err(|source| Error::io("sync", &self.temporary, source))?;
         let directory = self.path.parent().unwrap_or(Path::new("."));
+        if self.is_copy {
+            // The temporary name goes with the upload.
+            return self.publish_copy(directory);
+        }
         match fs::rename(&self.temporary, &self.path) {
             Err(source) if source.kind() == io::ErrorKind::NotFound => {
                 // A copy of a repository may lack directories that were empty.
@@ -346,6 +388,30 @@ impl Drop for LocalUpload {
             // Nothing else can be done about a failure here; `remove_abandoned` removes the file later.
             let _ = fs::remove_file(&self.temporary);
         }
+    }
+}
+
+fn have_same_bytes(one: &Path, other: &Path) -> io::Result<bool> {
+    let (one, other) = (open_regular(one)?, open_regular(other)?);
+    if one.metadata()?.len() != other.metadata()?.len() {
+        return Ok(false);
+    }
+    let mut bytes = [vec![0; WRITE_BUFFER_BYTES], vec![0; WRITE_BUFFER_BYTES]];
+    let [left, right] = &mut bytes;
+    let mut at = 0;
+    loop {
+        let read = one.read_at(left, at)?;
+        if read == 0 {
+            return Ok(true);
+        }
+        let (Some(left), Some(right)) = (left.get(..read), right.get_mut(..read)) else {
+            return Ok(false);
+        };
+        other.read_exact_at(right, at)?;
+        if left != right {
+            return Ok(false);
+        }
+        at += read as u64;
     }
 }
 

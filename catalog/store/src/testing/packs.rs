@@ -33,6 +33,14 @@ impl PackStorage for MemoryPacks {
         }))
     }
 
+    fn begin_copy(&self, id: PackId) -> Result<Box<dyn PackUpload>> {
+        Ok(Box::new(MemoryUpload {
+            files: Arc::clone(&self.files),
+            id,
+            bytes: Vec::new(),
+        }))
+    }
+
     fn read_at(&self, id: PackId, offset: u64, buf: &mut [u8]) -> Result<()> {
         let files = lock(&self.files);
         let file = files.get(&id).ok_or(Error::MissingPack(id))?;
@@ -92,8 +100,14 @@ impl PackUpload for MemoryUpload {
     }
 
     fn finish(self: Box<Self>) -> Result<()> {
-        lock(&self.files).insert(self.id, self.bytes);
-        Ok(())
+        let mut files = lock(&self.files);
+        match files.get(&self.id) {
+            Some(there) if *there != self.bytes => Err(Error::other_bytes(self.id)),
+            _ => {
+                files.insert(self.id, self.bytes);
+                Ok(())
+            }
+        }
     }
 }
 
@@ -191,6 +205,14 @@ impl<S: PackStorage> PackStorage for TestPacks<S> {
         self.note(&Call::Begin)?;
         Ok(Box::new(TestUpload {
             upload: self.packs.begin()?,
+            rule: Arc::clone(&self.rule),
+        }))
+    }
+
+    fn begin_copy(&self, id: PackId) -> Result<Box<dyn PackUpload>> {
+        self.note(&Call::Begin)?;
+        Ok(Box::new(TestUpload {
+            upload: self.packs.begin_copy(id)?,
             rule: Arc::clone(&self.rule),
         }))
     }

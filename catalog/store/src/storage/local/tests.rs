@@ -57,6 +57,21 @@ fn a_pack_is_there_when_finished_and_not_before() {
 }
 
 #[test]
+fn a_directory_does_what_a_storage_must() {
+    let (_directory, packs) = packs();
+    crate::testing::conforms(&packs);
+    assert_eq!(temporaries(&packs), 0);
+}
+
+#[test]
+fn wrappers_and_memory_do_what_a_storage_must() {
+    let (_directory, packs) = packs();
+    let counted = crate::CountedPacks::new(Arc::new(packs), Arc::default());
+    crate::testing::conforms(&crate::testing::TestPacks::new(counted));
+    crate::testing::conforms(&crate::testing::MemoryPacks::default());
+}
+
+#[test]
 fn a_dropped_pack_leaves_nothing() {
     let (_directory, packs) = packs();
     let mut upload = packs.begin().unwrap();
