@@ -9,6 +9,7 @@ cd "$root"
 . scripts/lib/machine.sh
 . scripts/lib/debian.sh
 . scripts/lib/postgres.sh
+. scripts/lib/ceph.sh
 
 usage() {
     cat <<'EOF'
@@ -168,7 +169,19 @@ export BARMANFS_TEST_PG_BINDIRS=$versions
 
 began_ms=$(now_ms)
 log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+store=''
+trap 'rm -f "$log"; [ -z "$store" ] || stop_rgw "$store"' EXIT
+# Repositories are copied into an object store. Only the topic 'copy' and the unit tests need it.
+if [ -z "$filter" ] || [[ copy = *"$filter"* ]]; then
+    store=$(mktemp -d "${TMPDIR:-/tmp}/rgw.XXX")
+    if have_ceph && start_rgw "$store" && make_rgw_bucket packs; then
+        export BARMANFS_TEST_S3="$rgw_endpoint packs $rgw_access_key $rgw_secret_key"
+        say "A gateway of Ceph answers at $rgw_endpoint"
+    else
+        warn "Without a gateway of Ceph, copies are tested in a directory only"
+        [ ! -e "$store/start.log" ] || tail -5 "$store/start.log" >&2
+    fi
+fi
 if [ -z "$filter" ]; then
     check "Format" cargo fmt --all --check
     check "No circles" scripts/circles.py

@@ -8,6 +8,7 @@ pub(crate) mod catchup;
 pub(crate) mod check;
 pub(crate) mod clone;
 pub(crate) mod config;
+pub(crate) mod copy;
 pub(crate) mod export;
 pub(crate) mod history;
 pub(crate) mod import;
@@ -70,6 +71,7 @@ const GROUPS: &[(&str, &[&str])] = &[
         &[
             "import",
             "export",
+            "copy",
             "sync",
             "sync-backup",
             "sync-wals",
@@ -375,6 +377,10 @@ pub(crate) enum Command {
     /// Take over backups and WAL from other tools
     #[command(after_help = import::IMPORT_HELP)]
     Import(import::ImportArgs),
+
+    /// Copy the repository to an object store, or back
+    #[command(after_help = copy::COPY_HELP)]
+    Copy(copy::CopyArgs),
 
     /// Take over what the primary of a passive server has
     #[command(after_help = sync::SYNC_HELP)]

@@ -7,6 +7,7 @@ pub(crate) mod check_wal_archive;
 pub(crate) mod clone;
 pub(crate) mod config;
 pub(crate) mod config_switch;
+mod copy;
 pub(crate) mod cron;
 pub(crate) mod delete;
 pub(crate) mod diagnose;
@@ -201,6 +202,7 @@ impl App {
             Command::Retention(args) => retention::run(self, &args),
             Command::Keep(args) => keep::run(self, &args),
             Command::Sweep(json) => sweep::run(self, json),
+            Command::Copy(args) => copy::run(self, &args),
             Command::Sync(args) => sync::run(self, &args),
             Command::SyncBackup(args) => sync::backup(self, &args),
             Command::SyncWals(args) => sync::wals(self, &args),

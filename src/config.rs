@@ -13,6 +13,7 @@
 //! Connection strings may contain passwords: they are never printed, and [`Secret`] keeps them out of debug output.
 //! [`secrets`] keeps them out of other values and messages.
 
+mod bucket;
 mod files;
 mod hooks;
 mod ini;
@@ -34,6 +35,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use barmanfs_catalog::{Action, ServerName};
+pub(crate) use bucket::BucketKeys;
 pub(crate) use hooks::HookScripts;
 pub(crate) use limits::{Age, Limits, unless_zero};
 pub(crate) use model::Model;
@@ -88,6 +90,8 @@ pub(crate) struct Config {
     pub(crate) recovery_target_action: Option<Action>,
     /// It was written for Barman.
     pub(crate) is_barmans: bool,
+    /// How object stores are reached.
+    pub(crate) bucket: BucketKeys,
     /// How much of the repository `cron` reads back on each day.
     pub(crate) verify_budget: DailyShare,
     /// The servers, in the order of the files. Some may be disabled ([`ServerConfig::errors`]).

@@ -52,6 +52,9 @@ static SINK: Mutex<Sink> = Mutex::new(Sink::Stderr);
 /// The target of lines that standard error has already, in another form.
 const FILE_ONLY: &str = "barmanfs::end";
 
+/// What clients of object stores log may have headers of requests in it, and so signatures: only their warnings are shown.
+const CLIENTS: [&str; 6] = ["h2", "hyper", "hyper_util", "object_store", "reqwest", "rustls"];
+
 /// Whether the lines go into a file, too.
 static HAS_FILE: AtomicBool = AtomicBool::new(false);
 
@@ -82,15 +85,12 @@ pub(crate) fn start(level: LevelFilter, file: Option<(LogFile, LevelFilter)>, ke
     } else {
         level
     };
-    let filter = Targets::new()
-        .with_default(level)
+    let filter = targets(level)
         .with_target("fuser", others)
         .with_target(FILE_ONLY, LevelFilter::OFF);
     HAS_FILE.store(file.is_some(), Ordering::Relaxed);
     let to_file = file.map(|(file, level)| {
-        let filter = Targets::new()
-            .with_default(level)
-            .with_target("fuser", level.min(LevelFilter::WARN));
+        let filter = targets(level).with_target("fuser", level.min(LevelFilter::WARN));
         tracing_subscriber::fmt::layer()
             .log_internal_errors(false)
             .with_ansi(false)
@@ -104,6 +104,11 @@ pub(crate) fn start(level: LevelFilter, file: Option<(LogFile, LevelFilter)>, ke
         .with(to_file)
         .with(keep.then(|| keeper::Keeper.with_filter(level)))
         .init();
+}
+
+fn targets(level: LevelFilter) -> Targets {
+    let clients = CLIENTS.map(|client| (client, level.min(LevelFilter::WARN)));
+    Targets::new().with_default(level).with_targets(clients)
 }
 
 /// Logs the error that the command ends with, which is printed on standard error.

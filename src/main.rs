@@ -15,6 +15,7 @@ mod clone;
 mod cluster;
 mod commands;
 mod config;
+mod copy;
 mod error;
 mod export;
 mod forks;

@@ -132,6 +132,7 @@ fn every_document_agrees_with_its_schema(install: &'static Install) {
     record("verify-boot", &run(&mut boot), &mut shape);
     take_import(&site, &server, &mut shape);
     take_sync(&site, &mut shape);
+    take_copy(&site, &mut shape);
     take_export(&site, &mut shape);
     take(&site, &["list-backups"], &mut shape);
     take(&site, &["delete", "main", "latest"], &mut shape);
@@ -187,6 +188,25 @@ fn take_sync(site: &Site, shape: &mut Documents) {
     }
     let id = node.backup_ids().pop().unwrap();
     take(&node, &["sync-backup", "main", &id], shape);
+}
+
+/// A copy in a directory of objects, and back; one pack is damaged there.
+fn take_copy(site: &Site, shape: &mut Documents) {
+    let repository = site.repository().display().to_string();
+    let (bucket, back) = (site.path("bucket"), site.path("back").display().to_string());
+    let url = format!("file://{}", bucket.display());
+    let mut copy = |words: &[&str]| {
+        let words = [&["copy", "--json"], words].concat();
+        record("copy", &site.barmanfs(&words), shape);
+    };
+    copy(&[&repository, &url, "--dry-run"]);
+    copy(&[&repository, &url]);
+    copy(&[&url, &back, "--dry-run"]);
+    let packs = bucket.display();
+    let damage = format!("find '{packs}/packs' -type f -size -64k | head -1 | xargs truncate -s -1");
+    site.sh(&damage).ok();
+    copy(&[&url, &back]);
+    copy(&[&repository, &url]);
 }
 
 fn take_import(site: &Site, server: &PgServer, shape: &mut Documents) {

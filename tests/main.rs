@@ -23,6 +23,7 @@ mod clone_commit;
 mod clone_servers;
 mod common;
 mod configuration;
+mod copy;
 mod crash;
 mod cron;
 mod damage;
@@ -170,6 +171,7 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("absence", absence::TESTS),
     ("hostile", hostile::TESTS),
     ("configuration", configuration::TESTS),
+    ("copy", copy::TESTS),
     ("hosts", hosts::TESTS),
     ("full_disk", full_disk::TESTS),
     ("crash", crash::TESTS),

@@ -38,6 +38,9 @@ pub(crate) const SPOOL: &str = "spool";
 /// What the site's configuration has besides the administrator's files.
 pub(crate) const CONFIG: &str = "config";
 
+/// Is there while a repository is copied into the directory, and says from where.
+pub(crate) const COPYING: &str = "copying.json";
+
 /// The file that reserves space for operations that free space.
 pub(crate) const RESERVE: &str = "reserve";
 

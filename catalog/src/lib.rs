@@ -59,6 +59,7 @@ pub use recovery::{
     Action, CrossingRecord, Gap, MinimalStretch, Plan, Reach, RecoveryWindow, Target, TargetError,
     TargetSpec, TimeTarget, TimelineChoice, TimelineReport, TimelineSpan, Unreachable,
 };
+pub use upkeep::copy::{CopyFrom, CopyInto, KnownPack};
 pub use upkeep::cron::pays::Freeable;
 pub use upkeep::cron::{
     AuditMemory, CronLock, CronTask, RepositoryMemory, RestoreRates, ServerMemory, TaskMemory,

@@ -132,6 +132,7 @@ fn the_help_is_grouped() {
     Move in and out:
       import              Take over backups and WAL from other tools
       export              Write a backup in the format of another program
+      copy                Copy the repository to an object store, or back
       sync                Take over what the primary of a passive server has
       sync-backup         Take over one backup of the primary, whatever the policy says
       sync-wals           Take over the WAL of the primary alone

@@ -29,7 +29,7 @@ pub(crate) fn run(app: &mut App, args: &RebuildArgs) -> Result<Outcome, Error> {
     })
 }
 
-fn show(out: &mut Output, report: &RebuildReport) -> Result<(), Error> {
+pub(super) fn show(out: &mut Output, report: &RebuildReport) -> Result<(), Error> {
     if !report.missing.is_empty() {
         out.line(format_args!(
             "{} that the catalog before knew {} not there: {}",

@@ -51,6 +51,16 @@ const GLOBAL: &[&str] = &[
     "recovery_target_action",
     "verify_budget",
     "configuration_files_directory",
+    "bucket_endpoint",
+    "bucket_region",
+    "bucket_path_style",
+    "bucket_ca_file",
+    "bucket_proxy",
+    "bucket_sse",
+    "bucket_sse_kms_key",
+    "bucket_storage_class",
+    "bucket_profile",
+    "bucket_timeout",
 ];
 const SERVER: &[&str] = &[
     "description",
@@ -207,6 +217,7 @@ const SECRET: &[&str] = &[
     "encryption_passphrase_command",
     "azure_credential",
     "notify_command",
+    "bucket_proxy",
 ];
 
 /// Connection strings.

@@ -5,8 +5,10 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use barmanfs_bucket::Location;
 use barmanfs_catalog::ServerName;
 
+use super::bucket;
 use super::files::{Files, GLOBAL_SECTION, Line, Merged};
 use super::interpolation::Interpolation;
 use super::keys::{self, Known};
@@ -16,7 +18,7 @@ use super::setting::{Effect, Setting, Source, Wrong, shown};
 use super::values::{
     DailyShare, absolute, boolean, daily_share, given, log_level, recovery_target_action, user_name,
 };
-use super::{Config, ConfigError, Misnamed, Model, Secrets, ServerConfig, model};
+use super::{BucketKeys, Config, ConfigError, Misnamed, Model, Secrets, ServerConfig, model};
 
 /// Converts sections into a [`Config`], and collects warnings.
 pub(super) struct Reader<'a> {
@@ -54,6 +56,7 @@ impl<'a> Reader<'a> {
             barman_user: None,
             recovery_target_action: None,
             is_barmans: false,
+            bucket: BucketKeys::default(),
             verify_budget: DailyShare::default(),
             servers: Vec::new(),
             models: Vec::new(),
@@ -396,14 +399,24 @@ fn source(line: &Line) -> Source {
 
 fn set_global(config: &mut Config, key: &str, value: &str) -> Result<(), String> {
     match key {
-        "repository" => config.repository = absolute(value)?,
+        "repository" => config.repository = repository(value)?,
         "log_file" => config.log_file = Some(absolute(value)?),
         "barman_user" => config.barman_user = Some(user_name(value)?),
         "recovery_target_action" => config.recovery_target_action = Some(recovery_target_action(value)?),
         "log_level" => config.log_level = Some(log_level(value)?),
         "verify_budget" => config.verify_budget = daily_share(value)?,
+        key if bucket::is_one(key) => config.bucket.set(key, value)?,
         // The include directory was read before.
         _ => {}
     }
     Ok(())
+}
+
+fn repository(value: &str) -> Result<PathBuf, String> {
+    match Location::is_url(value) {
+        true => Err("must be a directory: no command but 'barmanfs copy' works on an object store yet, and that one copies the \
+             directory there and back"
+            .to_owned()),
+        false => absolute(value),
+    }
 }

@@ -8,11 +8,11 @@ use barmanfs_store::layout::{DATA_WINDOW_BYTES, FORMAT_VERSION, STREAM_WINDOW_BY
 use barmanfs_store::{DepositOptions, RecordId};
 use serde::{Deserialize, Serialize};
 
-use super::{Home, has_packs, now, regular, write_durably};
+use super::{COPYING, Home, has_packs, now, regular, write_durably};
 use crate::error::{Error, Result};
 
 /// The file in the repository's directory. It is written last when a repository is created.
-pub(super) const SETTINGS: &str = "repository.json";
+pub(crate) const SETTINGS: &str = "repository.json";
 
 /// zstd levels for new data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,6 +97,12 @@ pub(crate) fn read_settings(home: &Home) -> Result<Settings> {
             ) =>
         {
             let path = path.to_path_buf();
+            if path.join(COPYING).exists() {
+                return Err(Error::Invalid(format!(
+                    "{} is an unfinished copy of a repository: run the same `barmanfs copy` again, which completes it",
+                    path.display()
+                )));
+            }
             if !has_packs(&path)? {
                 return Err(Error::NoRepository { path });
             }
@@ -105,24 +111,29 @@ pub(crate) fn read_settings(home: &Home) -> Result<Settings> {
         }
         Err(source) => return Err(Error::io("read", &file, source)),
     };
+    parse_settings(&text, path, &file)
+}
+
+/// Checks the bytes of `file`, which is the repository.json of `repository`.
+pub(crate) fn parse_settings(text: &[u8], repository: &Path, file: &Path) -> Result<Settings> {
     #[derive(Deserialize)]
     struct Version {
         format_version: u32,
     }
     let bad = |error: serde_json::Error| Error::BadSettings {
-        path: file.clone(),
+        path: file.to_path_buf(),
         reason: error.to_string(),
     };
     let Version {
         format_version: found,
-    } = serde_json::from_slice(&text).map_err(bad)?;
+    } = serde_json::from_slice(text).map_err(bad)?;
     if found > FORMAT_VERSION {
-        let what = format!("The repository {}", path.display());
+        let what = format!("The repository {}", repository.display());
         return Err(Error::NewerFormat {
             what,
             found,
             newest: FORMAT_VERSION,
         });
     }
-    serde_json::from_slice(&text).map_err(bad)
+    serde_json::from_slice(text).map_err(bad)
 }

@@ -1,0 +1,494 @@
+//! Requests to a bucket: blocking, and repeated until they succeed or the caller's patience ends.
+
+use std::fmt;
+use std::future::Future;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use barmanfs_store::Error;
+use bytes::Bytes;
+use futures_util::TryStreamExt;
+use object_store::path::Path as Key;
+use object_store::{
+    Attribute, Attributes, GetOptions, GetRange, GetResult, ObjectStore, ObjectStoreExt, PutMode, PutOptions,
+};
+use tokio::runtime::{Builder, Runtime};
+
+use crate::Result;
+use crate::connect::connect;
+use crate::location::{Location, Scheme};
+use crate::settings::Settings;
+use crate::trouble::Trouble;
+
+/// Threads that wait for answers: requests wait far more than they work.
+const THREADS: usize = 2;
+
+/// One attempt may take this long, and as much longer as its bytes take at the slowest rate that is worth waiting for.
+const ATTEMPT: Duration = Duration::from_secs(60);
+const SLOWEST_BYTES_PER_SECOND: u64 = 64 * 1024;
+
+/// An object is put, and got as a whole, in memory. Writers end a pack at 64 MiB of frames; the last frame, the largest footer
+/// and a last record that belongs to it come on top.
+pub(crate) const OBJECT_MAX_BYTES: u64 = 128 * 1024 * 1024;
+
+/// Pauses between attempts: doubled each time, of random length, so that many clients do not come back at once.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+
+/// Ends the names of AWS' directory buckets, which list in no order.
+const EXPRESS: &str = "--x-s3";
+
+/// The metadata with the checksum of what was put.
+const SHA256: &str = "sha256";
+
+/// A place in an object store.
+pub struct Bucket {
+    store: Arc<dyn ObjectStore>,
+    prefix: Key,
+    /// As people name it.
+    place: String,
+    patience: Duration,
+    /// Objects of a directory have no metadata, and what fails there once fails again.
+    is_directory: bool,
+    /// Whether a listing that breaks off can go on behind the last key.
+    lists_in_order: bool,
+    storage_class: Option<String>,
+    runtime: Arc<Runtime>,
+}
+
+/// What was read of an object.
+#[derive(Debug, Clone)]
+pub struct Found {
+    /// The bytes.
+    pub bytes: Bytes,
+    /// Size of the whole object.
+    pub object_bytes: u64,
+    /// The checksum that was stored with it, in hex.
+    pub sha256: Option<String>,
+}
+
+/// How a key came to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Created {
+    /// By this request.
+    Now,
+    /// Before, with the same bytes. An earlier attempt whose answer was lost counts as this, too.
+    Before,
+}
+
+/// Why there is no answer that a caller could use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Refused {
+    Missing,
+    Taken,
+}
+
+impl fmt::Debug for Bucket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Bucket")
+            .field("place", &self.place)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Bucket {
+    /// A client of a place. It sends nothing yet.
+    ///
+    /// # Errors
+    /// When the settings cannot be used.
+    pub fn open(location: &Location, settings: &Settings) -> Result<Self> {
+        let place = location.to_string();
+        let store =
+            connect(location, settings).map_err(|reason| Error::Invalid(format!("{place}: {reason}")))?;
+        let prefix = match location.scheme {
+            Scheme::Directory => "",
+            _ => &location.prefix,
+        };
+        let mut bucket = Self::on(store, prefix, place, settings.patience)?;
+        bucket.is_directory = location.scheme == Scheme::Directory;
+        bucket.lists_in_order = !bucket.is_directory && !location.bucket.ends_with(EXPRESS);
+        bucket.storage_class.clone_from(&settings.storage_class);
+        Ok(bucket)
+    }
+
+    /// A client of `store`.
+    pub(crate) fn on(
+        store: Arc<dyn ObjectStore>,
+        prefix: &str,
+        place: String,
+        patience: Duration,
+    ) -> Result<Self> {
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(THREADS)
+            .thread_name("bucket")
+            .enable_all()
+            .build()
+            .map_err(|source| Error::io("start threads for", Path::new(&place), source))?;
+        Ok(Self {
+            store,
+            prefix: Key::from(prefix),
+            place,
+            patience,
+            is_directory: false,
+            lists_in_order: true,
+            storage_class: None,
+            runtime: Arc::new(runtime),
+        })
+    }
+
+    /// The same place for a caller who waits no longer than this for one request.
+    #[must_use]
+    pub fn within(&self, patience: Duration) -> Self {
+        Self {
+            store: Arc::clone(&self.store),
+            prefix: self.prefix.clone(),
+            place: self.place.clone(),
+            patience,
+            is_directory: self.is_directory,
+            lists_in_order: self.lists_in_order,
+            storage_class: self.storage_class.clone(),
+            runtime: Arc::clone(&self.runtime),
+        }
+    }
+
+    /// What people call it.
+    #[must_use]
+    pub fn place(&self) -> &str {
+        &self.place
+    }
+
+    /// Reads an object; `None` if there is none.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn get(&self, key: &str) -> Result<Option<Found>> {
+        self.read(key, None)
+    }
+
+    /// Reads bytes of an object, fewer where it ends; `None` if there is none.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn get_range(&self, key: &str, offset: u64, bytes: u64) -> Result<Option<Found>> {
+        self.read(key, Some(GetRange::Bounded(offset..offset.saturating_add(bytes))))
+    }
+
+    /// Reads the end of an object with one request; `None` if there is none.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn get_end(&self, key: &str, bytes: u64) -> Result<Option<Found>> {
+        match self.read(key, Some(GetRange::Suffix(bytes))) {
+            // Azure has no such range, and the others none in an empty object.
+            Err(Error::Io { source, .. }) if is_about_ranges(&source) => {
+                let Some(object_bytes) = self.size(key)? else {
+                    return Ok(None);
+                };
+                let from = object_bytes.saturating_sub(bytes);
+                match object_bytes {
+                    0 => Ok(Some(Found::empty())),
+                    _ => self.read(key, Some(GetRange::Bounded(from..object_bytes))),
+                }
+            }
+            read => read,
+        }
+    }
+
+    /// Size of an object; `None` if there is none.
+    ///
+    /// # Errors
+    /// When the store does not say.
+    pub fn size(&self, key: &str) -> Result<Option<u64>> {
+        let location = self.key(key);
+        let head = self.request("look at", key, 0, || self.store.head(&location))?;
+        self.found(key, head.map(|meta| meta.size))
+    }
+
+    /// Creates an object if its key is new. Where the key is taken, the object there must have the same bytes: an attempt
+    /// whose answer was lost may have made it.
+    ///
+    /// # Errors
+    /// When it cannot be created; when it is there with other bytes ([`Error::Invalid`]).
+    pub fn create(&self, key: &str, bytes: &Bytes) -> Result<Created> {
+        let began = Instant::now();
+        loop {
+            if self.put(key, bytes)? {
+                return Ok(Created::Now);
+            }
+            match self.get(key)? {
+                Some(found) if found.bytes == *bytes => return Ok(Created::Before),
+                Some(_) => {
+                    return Err(Error::Invalid(format!(
+                        "{} is there already, with other bytes",
+                        self.url(key)
+                    )));
+                }
+                // A store may say so while two requests for one key are under way, and then neither of them succeeds.
+                None if began.elapsed() < self.patience => std::thread::sleep(FIRST_PAUSE),
+                None => {
+                    let source =
+                        std::io::Error::other("the store says both that it is there and that it is not");
+                    return Err(Error::io("create", Path::new(&self.url(key)), source));
+                }
+            }
+        }
+    }
+
+    /// One conditional PUT. Returns whether the key was new.
+    pub(crate) fn put(&self, key: &str, bytes: &Bytes) -> Result<bool> {
+        let location = self.key(key);
+        let options = PutOptions {
+            mode: PutMode::Create,
+            attributes: self.attributes(bytes),
+            ..PutOptions::default()
+        };
+        let put = || {
+            self.store
+                .put_opts(&location, bytes.clone().into(), options.clone())
+        };
+        match self.request("create", key, bytes.len() as u64, put)? {
+            Ok(_) => Ok(true),
+            Err(Refused::Taken) => Ok(false),
+            Err(Refused::Missing) => {
+                let source = std::io::Error::other("the store says that there is no such place");
+                Err(Error::io("create", Path::new(&self.url(key)), source))
+            }
+        }
+    }
+
+    fn attributes(&self, bytes: &Bytes) -> Attributes {
+        let mut attributes = Attributes::new();
+        if !self.is_directory {
+            attributes.insert(Attribute::Metadata(SHA256.into()), sha256(bytes).into());
+            if let Some(class) = &self.storage_class {
+                attributes.insert(Attribute::StorageClass, class.clone().into());
+            }
+        }
+        attributes
+    }
+
+    /// Calls `each` with the key and the size of every object under a prefix, which ends with a part of a key.
+    ///
+    /// # Errors
+    /// When the listing does not come to its end, and whatever `each` returns.
+    pub fn list(&self, under: &str, each: &mut dyn FnMut(&str, u64) -> Result<()>) -> Result<()> {
+        let prefix = self.key(under);
+        let mut last: Option<Key> = None;
+        let mut failing = Failing::default();
+        loop {
+            let mut stream = match &last {
+                None => self.store.list(Some(&prefix)),
+                Some(last) => self.store.list_with_offset(Some(&prefix), last),
+            };
+            let failed = loop {
+                let next = self
+                    .runtime
+                    .block_on(async { tokio::time::timeout(ATTEMPT, stream.try_next()).await });
+                match next {
+                    Ok(Ok(Some(object))) => {
+                        failing = Failing::default();
+                        if let Some(key) = self.relative(&object.location) {
+                            each(&key, object.size)?;
+                        }
+                        last = Some(object.location);
+                    }
+                    Ok(Ok(None)) => return Ok(()),
+                    Ok(Err(error)) => break Trouble::of(&error),
+                    Err(_) => break late(),
+                }
+            };
+            match failed {
+                // A directory that is not there is an empty prefix.
+                Trouble::Missing => return Ok(()),
+                Trouble::Passing(reason) if last.is_some() && !self.lists_in_order => {
+                    return Err(self.error("list", under, reason));
+                }
+                Trouble::Passing(reason) => self.pause("list", under, reason, &mut failing)?,
+                Trouble::Lasting(reason) => return Err(self.error("list", under, reason)),
+                Trouble::Taken => return Err(self.error("list", under, "the store is confused".to_owned())),
+            }
+        }
+    }
+
+    /// Deletes an object; a missing one is no error.
+    ///
+    /// # Errors
+    /// When it is there and cannot be deleted.
+    pub fn delete(&self, key: &str) -> Result<()> {
+        let location = self.key(key);
+        match self.request("delete", key, 0, || self.store.delete(&location))? {
+            Ok(()) | Err(Refused::Missing) => Ok(()),
+            Err(Refused::Taken) => Err(self.error("delete", key, "the store holds it back".to_owned())),
+        }
+    }
+
+    fn read(&self, key: &str, range: Option<GetRange>) -> Result<Option<Found>> {
+        let location = self.key(key);
+        let bytes = match &range {
+            Some(GetRange::Bounded(range)) => range.end - range.start,
+            Some(GetRange::Suffix(bytes)) => *bytes,
+            _ => OBJECT_MAX_BYTES,
+        };
+        let options = GetOptions {
+            range,
+            ..GetOptions::default()
+        };
+        let read = || async {
+            let result = self.store.get_opts(&location, options.clone()).await?;
+            Found::of(result).await
+        };
+        let read = self.request("read", key, bytes, read)?;
+        self.found(key, read)
+    }
+
+    fn found<T>(&self, key: &str, answer: Result<T, Refused>) -> Result<Option<T>> {
+        match answer {
+            Ok(found) => Ok(Some(found)),
+            Err(Refused::Missing) => Ok(None),
+            Err(Refused::Taken) => Err(self.error("read", key, "the store does not give it out".to_owned())),
+        }
+    }
+
+    /// Sends a request until it is answered.
+    fn request<T, F: Future<Output = object_store::Result<T>>>(
+        &self,
+        deed: &'static str,
+        key: &str,
+        bytes: u64,
+        send: impl Fn() -> F,
+    ) -> Result<Result<T, Refused>> {
+        let attempt = ATTEMPT + Duration::from_secs(bytes / SLOWEST_BYTES_PER_SECOND);
+        let mut failing = Failing::default();
+        loop {
+            let answer = self
+                .runtime
+                .block_on(async { tokio::time::timeout(attempt, send()).await });
+            let trouble = match answer {
+                Ok(Ok(answer)) => return Ok(Ok(answer)),
+                Ok(Err(error)) => Trouble::of(&error),
+                Err(_) => late(),
+            };
+            match trouble {
+                Trouble::Missing => return Ok(Err(Refused::Missing)),
+                Trouble::Taken => return Ok(Err(Refused::Taken)),
+                Trouble::Lasting(reason) => return Err(self.error(deed, key, reason)),
+                Trouble::Passing(reason) => self.pause(deed, key, reason, &mut failing)?,
+            }
+        }
+    }
+
+    /// Waits before the next attempt, or gives up.
+    fn pause(&self, deed: &'static str, key: &str, reason: String, failing: &mut Failing) -> Result<()> {
+        let since = failing.since.get_or_insert_with(Instant::now).elapsed();
+        if self.is_directory {
+            return Err(self.error(deed, key, reason));
+        }
+        if since >= self.patience {
+            let attempts = failing.attempts + 1;
+            return Err(self.error(
+                deed,
+                key,
+                format!("{reason} ({attempts} attempts in {} s)", since.as_secs()),
+            ));
+        }
+        if failing.attempts == 0 {
+            tracing::debug!("Cannot {deed} {}: {reason}: trying again", self.url(key));
+        }
+        let longest = FIRST_PAUSE
+            .saturating_mul(1 << failing.attempts.min(10))
+            .min(LONGEST_PAUSE)
+            .min(self.patience.saturating_sub(since));
+        failing.attempts += 1;
+        std::thread::sleep(longest.mul_f64(0.5 + fastrand::f64() / 2.0));
+        Ok(())
+    }
+
+    fn error(&self, deed: &'static str, key: &str, reason: String) -> Error {
+        Error::io(deed, Path::new(&self.url(key)), std::io::Error::other(reason))
+    }
+
+    /// A key as people name it.
+    pub(crate) fn url(&self, key: &str) -> String {
+        format!("{}/{key}", self.place)
+    }
+
+    fn key(&self, key: &str) -> Key {
+        match self.prefix.as_ref() {
+            "" => Key::from(key),
+            prefix => Key::from(format!("{prefix}/{key}")),
+        }
+    }
+
+    fn relative(&self, key: &Key) -> Option<String> {
+        let parts = key.prefix_match(&self.prefix)?;
+        Some(
+            parts
+                .map(|part| part.as_ref().to_owned())
+                .collect::<Vec<_>>()
+                .join("/"),
+        )
+    }
+}
+
+/// Attempts that failed, one after the other.
+#[derive(Debug, Default)]
+struct Failing {
+    since: Option<Instant>,
+    attempts: u32,
+}
+
+impl Found {
+    async fn of(result: GetResult) -> object_store::Result<Self> {
+        let sha256 = result.attributes.get(&Attribute::Metadata(SHA256.into()));
+        let sha256 = sha256.map(|value| value.as_ref().to_owned());
+        let object_bytes = result.meta.size;
+        Ok(Self {
+            bytes: result.bytes().await?,
+            object_bytes,
+            sha256,
+        })
+    }
+
+    fn empty() -> Self {
+        Self {
+            bytes: Bytes::new(),
+            object_bytes: 0,
+            sha256: None,
+        }
+    }
+
+    /// Whether the bytes, if they are the whole object, are those that were put. Without a checksum nobody knows.
+    #[must_use]
+    pub fn is_as_put(&self) -> bool {
+        self.sha256
+            .as_ref()
+            .is_none_or(|stored| *stored == sha256(&self.bytes))
+    }
+}
+
+fn late() -> Trouble {
+    Trouble::Passing("the store does not answer in time".to_owned())
+}
+
+/// Whether an error says that the object has no such range.
+pub(crate) fn is_about_ranges(error: &std::io::Error) -> bool {
+    let text = error.to_string();
+    [
+        "status 416",
+        "InvalidRange",
+        "object was only",
+        "does not support suffix range",
+    ]
+    .iter()
+    .any(|sign| text.contains(sign))
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    use sha2::{Digest, Sha256};
+    use std::fmt::Write;
+    Sha256::digest(bytes).iter().fold(String::new(), |mut hex, byte| {
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
+}

@@ -1,0 +1,33 @@
+//! Packs in object stores: S3 and what speaks like it, Google, Azure, and a directory with the same names.
+//!
+//! One primitive carries everything: a key is created by a single PUT if nothing has it yet, and is never overwritten. So
+//! whoever does not know how a PUT has ended sends the same bytes to the same key again, and compares where it finds the key
+//! taken. Nothing here needs a lock, a list of parts, or a clock.
+//!
+//! - [`Location`]: what a URL names. [`Settings`]: how to get there, and as whom; `connect` makes a client of both.
+//! - [`Bucket`]: requests, repeated until they succeed or the caller's patience ends; `trouble` has the words for what goes wrong.
+//! - [`ObjectPacks`]: packs under their keys, as a [`PackStorage`](barmanfs_store::PackStorage).
+//! - [`Abilities`]: what a store can do, found out by trying.
+//!
+//! Callers block: a private runtime of two threads, which is made with the first bucket, does the waiting.
+
+mod bucket;
+mod connect;
+mod credentials;
+mod location;
+mod packs;
+mod probe;
+mod settings;
+mod trouble;
+
+pub use bucket::{Bucket, Created, Found};
+pub use location::Location;
+pub use packs::{ObjectPacks, Verified};
+pub use probe::Abilities;
+pub use settings::{Encryption, Settings};
+
+/// Why something could not be done with a bucket.
+pub type Result<T, E = barmanfs_store::Error> = std::result::Result<T, E>;
+
+#[cfg(test)]
+mod tests;

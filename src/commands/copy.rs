@@ -1,0 +1,151 @@
+//! `barmanfs copy`.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+
+use barmanfs_bucket::Location;
+use barmanfs_catalog::{RebuildReport, Repository};
+use indicatif::HumanBytes;
+
+use super::App;
+use crate::cli::copy::CopyArgs;
+use crate::copy::{self, Copied, CopyOptions};
+use crate::error::{Error, Outcome};
+use crate::output::{self, Output};
+use crate::progress::Shown;
+use crate::report::Copy;
+use crate::{fstab, ownership};
+
+/// One side of a copy.
+enum Side {
+    Directory(PathBuf),
+    Bucket(Location),
+}
+
+/// Runs the command.
+pub(crate) fn run(app: &mut App, args: &CopyArgs) -> Result<Outcome, Error> {
+    let options = CopyOptions {
+        dry_run: args.dry_run,
+        delete: args.delete,
+    };
+    let mut monitor = Shown::start("Copy", app.options.quiet || args.json.json);
+    let keys = &app.config.bucket;
+    let (from, to) = (side(&args.from)?, side(&args.to)?);
+    let (copied, catalog) = match (&from, &to) {
+        (Side::Directory(path), Side::Bucket(location)) => {
+            ownership::refuse_foreign_root(path)?;
+            let repository = Repository::open(path)?;
+            let bucket = copy::open(location, keys)?;
+            (copy::out::run(&repository, &bucket, options, &mut monitor)?, None)
+        }
+        (Side::Bucket(location), Side::Directory(path)) => {
+            if args.delete {
+                return Err(Error::usage(
+                    "--delete is for a copy to an object store: this one goes into an empty directory",
+                ));
+            }
+            refuse_unmounted(path)?;
+            ownership::refuse_foreign_root(path)?;
+            copy::back::run(&copy::open(location, keys)?, path, options, &mut monitor)?
+        }
+        _ => {
+            return Err(Error::usage(
+                "One side of a copy is a directory, and the other the URL of an object store",
+            )
+            .hint("barmanfs copy /var/lib/barmanfs s3://BUCKET/PREFIX"));
+        }
+    };
+    drop(monitor);
+    let is_well = copied.problems.is_empty() && catalog.as_ref().is_none_or(RebuildReport::is_complete);
+    let report = Copy {
+        from: shown(&from),
+        to: shown(&to),
+        dry_run: args.dry_run,
+        copied,
+        catalog,
+    };
+    if args.json.json {
+        app.out.json(&report)?;
+    } else if !(app.options.quiet && is_well) {
+        show(&mut app.out, &report)?;
+    }
+    Ok(if is_well { Outcome::Done } else { Outcome::Problems })
+}
+
+fn side(text: &OsStr) -> Result<Side, Error> {
+    match text.to_str() {
+        Some(url) if Location::is_url(url) => match Location::parse(url) {
+            Ok(location) => Ok(Side::Bucket(location)),
+            Err(reason) => Err(Error::usage(format!("The URL {reason}"))),
+        },
+        _ => {
+            let path = std::path::absolute(text);
+            let path = path.map_err(|error| {
+                Error::usage(format!("Cannot find {}: {error}", Path::new(text).display()))
+            })?;
+            Ok(Side::Directory(path))
+        }
+    }
+}
+
+fn shown(side: &Side) -> String {
+    match side {
+        Side::Directory(path) => path.display().to_string(),
+        Side::Bucket(location) => location.to_string(),
+    }
+}
+
+fn refuse_unmounted(path: &Path) -> Result<(), Error> {
+    match fstab::missing_mount(path) {
+        None => Ok(()),
+        Some(mount_point) => Err(Error::failed(format!(
+            "{} is not mounted: nothing is copied in its place",
+            mount_point.display()
+        ))),
+    }
+}
+
+fn show(out: &mut Output, report: &Copy) -> Result<(), Error> {
+    let copied = &report.copied;
+    for problem in &copied.problems {
+        let reason = output::printable(problem.reason.as_bytes());
+        out.line(format_args!("Not copied: {}: {reason}", problem.pack))?;
+    }
+    let verb = if report.dry_run { "Would copy" } else { "Copied" };
+    out.line(format_args!(
+        "{verb} {} ({}) from {} to {}; {} of {} were there",
+        packs(copied.copied_packs),
+        HumanBytes(copied.copied_bytes),
+        output::printable(report.from.as_bytes()),
+        output::printable(report.to.as_bytes()),
+        copied.present_packs,
+        packs(copied.packs)
+    ))?;
+    show_extra(out, copied, report.dry_run)?;
+    if let Some(catalog) = &report.catalog {
+        super::rebuild_catalog::show(out, catalog)?;
+    }
+    Ok(())
+}
+
+fn show_extra(out: &mut Output, copied: &Copied, dry_run: bool) -> Result<(), Error> {
+    if copied.removed_packs > 0 {
+        let verb = if dry_run { "Would remove" } else { "Removed" };
+        return out.line(format_args!(
+            "{verb} {} that the repository no longer has",
+            packs(copied.removed_packs)
+        ));
+    }
+    if copied.extra_packs > 0 {
+        out.line(format_args!(
+            "The bucket has {} ({}) that the repository no longer has; --delete removes them",
+            packs(copied.extra_packs),
+            HumanBytes(copied.extra_bytes)
+        ))?;
+    }
+    Ok(())
+}
+
+fn packs(number: u64) -> String {
+    output::count(usize::try_from(number).unwrap_or(usize::MAX), "pack")
+}

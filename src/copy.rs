@@ -1,0 +1,92 @@
+//! Copies a whole repository into a place of an object store, and back.
+//!
+//! Packs are copied as they are, under keys made of their ids, and only those that are missing: a copy that was interrupted
+//! goes on where it ended. [`out`] copies a directory that is in use, [`back`] makes a repository of a copy again.
+
+pub(crate) mod back;
+pub(crate) mod out;
+mod workers;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use barmanfs_bucket::{Bucket, Location};
+use serde::Serialize;
+
+use crate::config::BucketKeys;
+use crate::error::Error;
+
+/// What the copy says first may not take longer: a wrong name or key shows at once.
+const FIRST_ANSWER_WITHIN: Duration = Duration::from_secs(20);
+
+/// The key of the settings of a repository.
+const SETTINGS: &str = "repository.json";
+
+/// What must not be done.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct CopyOptions {
+    /// Nothing is changed.
+    pub(crate) dry_run: bool,
+    /// Packs that the repository no longer has are removed from the bucket.
+    pub(crate) delete: bool,
+}
+
+/// What a copy has done, or would do.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Copied {
+    /// The id of the repository.
+    pub(crate) repository: String,
+    /// Packs of the repository, and their bytes.
+    pub(crate) packs: u64,
+    pub(crate) bytes: u64,
+    /// Packs that were there already.
+    pub(crate) present_packs: u64,
+    /// Packs that were copied, or would be.
+    pub(crate) copied_packs: u64,
+    pub(crate) copied_bytes: u64,
+    /// Packs in the bucket that the repository no longer has.
+    pub(crate) extra_packs: u64,
+    pub(crate) extra_bytes: u64,
+    /// Those of them that were removed, or would be.
+    pub(crate) removed_packs: u64,
+    /// What could not be copied.
+    pub(crate) problems: Vec<CopyProblem>,
+}
+
+/// A pack that could not be copied.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub(crate) struct CopyProblem {
+    pub(crate) pack: String,
+    pub(crate) reason: String,
+}
+
+impl CopyProblem {
+    fn new(pack: &impl ToString, reason: &impl ToString) -> Self {
+        Self {
+            pack: pack.to_string(),
+            reason: reason.to_string(),
+        }
+    }
+}
+
+/// A place of an object store.
+pub(crate) fn open(location: &Location, keys: &BucketKeys) -> Result<Arc<Bucket>, Error> {
+    Ok(Arc::new(Bucket::open(location, &keys.settings()?)?))
+}
+
+/// The settings of the repository that a bucket has, if it has one.
+fn settings_in(bucket: &Bucket) -> Result<Option<Vec<u8>>, Error> {
+    let found = bucket.within(FIRST_ANSWER_WITHIN).get(SETTINGS)?;
+    Ok(found.map(|found| found.bytes.to_vec()))
+}
+
+/// The id in a repository.json.
+fn id_in(settings: &[u8], place: &str) -> Result<String, Error> {
+    #[derive(serde::Deserialize)]
+    struct Named {
+        id: String,
+    }
+    let named: Named = serde_json::from_slice(settings)
+        .map_err(|error| Error::failed(format!("{place}/{SETTINGS} is damaged: {error}")))?;
+    Ok(named.id)
+}

@@ -1,0 +1,264 @@
+//! A copy of a repository in an object store is all of it, whatever the repository does meanwhile, and becomes one again.
+//!
+//! Where `scripts/test.sh` has started a gateway of Ceph, the copies are there. Without it they are in a directory, under the same
+//! keys.
+
+use crate::common::load::{Load, fill, transact, transactions};
+use crate::common::registry::topic;
+use crate::common::tree::differences;
+use crate::common::{Install, Mount, PgServer, Site};
+use serde_json::Value;
+use std::fs;
+use std::thread::sleep;
+use std::time::Duration;
+
+topic! {
+    once a_repository_in_use_is_copied_and_every_command_works_on_the_copy_of_the_copy,
+    once what_is_gone_here_goes_there_only_when_asked_and_never_when_something_is_lost,
+    once a_killed_copy_goes_on_where_it_ended,
+    alone what_cannot_be_copied_is_refused,
+}
+
+/// A place for a copy, which `site` reaches with its configuration.
+fn place(site: &Site, name: &str) -> String {
+    let given = std::env::var("BARMANFS_TEST_S3").unwrap_or_default();
+    let given: Vec<&str> = given.split_whitespace().collect();
+    let [endpoint, bucket, key, secret] = given[..] else {
+        return format!("file://{}", site.path(name).display());
+    };
+    site.make_directory(".aws");
+    let credentials = format!("[copies]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n");
+    site.write_file(".aws/credentials", credentials.as_bytes());
+    let keys = format!("[barmanfs]\nbucket_endpoint = {endpoint}\nbucket_profile = copies\n");
+    let config = fs::read_to_string(site.config()).unwrap();
+    if !config.contains("bucket_endpoint") {
+        site.write_file(
+            "barmanfs.conf",
+            config.replacen("[barmanfs]\n", &keys, 1).as_bytes(),
+        );
+    }
+    // The directory of a site is no other's.
+    let own = site.path("").file_name().unwrap().to_string_lossy().into_owned();
+    format!("s3://{bucket}/{own}-{}/{name}", std::process::id())
+}
+
+#[track_caller]
+fn copy_out(site: &Site, url: &str, options: &[&str]) -> Value {
+    let repository = site.repository().display().to_string();
+    site.json(&[&["copy", &repository, url], options].concat())
+}
+
+/// Another host, with nothing but the copy.
+#[track_caller]
+fn copy_back(site: &Site, url: &str) -> Site {
+    let there = Site::new();
+    let config = format!(
+        "[barmanfs]\nrepository = {}\n[main]\n",
+        there.repository().display()
+    );
+    there.write_file("barmanfs.conf", config.as_bytes());
+    place(&there, "none");
+    let report = there.json(&["copy", url, &there.repository().display().to_string()]);
+    assert_eq!(report["problems"], serde_json::json!([]), "{report}");
+    assert_eq!(report["catalog"]["lost_chunks"], 0, "{report}");
+    assert_equal(site, &there);
+    there
+}
+
+/// The same backups, files and WAL, by what a mount shows.
+fn assert_equal(site: &Site, there: &Site) {
+    assert_eq!(there.backup_ids(), site.backup_ids());
+    let (left, right) = (Mount::for_all(site), Mount::for_all(there));
+    for id in site.backup_ids() {
+        let raw = format!("main/raw/{id}");
+        let found = differences(&left.path(&raw), &right.path(&raw), &|_| false);
+        assert_eq!(found, [""; 0], "{id}");
+    }
+    let wal = |mount: &Mount<'_>, site: &Site| site.checksums(&mount.path("main/wal"));
+    assert_eq!(wal(&left, site), wal(&right, there));
+    drop((left, right));
+    there.ok(&["verify"]);
+}
+
+fn count(report: &Value, key: &str) -> u64 {
+    report[key].as_u64().unwrap_or_else(|| panic!("{key}: {report}"))
+}
+
+fn a_repository_in_use_is_copied_and_every_command_works_on_the_copy_of_the_copy(install: &'static Install) {
+    let (site, server) = Site::with_server(install);
+    fill(&server, 1);
+    site.backup();
+    let url = place(&site, "copy");
+    let plan = copy_out(&site, &url, &["--dry-run"]);
+    assert_eq!(plan["present_packs"], 0, "{plan}");
+    assert_eq!(plan["copied_packs"], plan["packs"], "{plan}");
+
+    let load = Load::start(&server);
+    let first = copy_out(&site, &url, &[]);
+    server.archive_current_segment();
+    site.backup();
+    let second = copy_out(&site, &url, &[]);
+    load.stop();
+    assert!(
+        count(&first, "copied_packs") >= count(&plan, "packs"),
+        "{first} {plan}"
+    );
+    assert!(count(&second, "copied_packs") > 0, "{second}");
+    assert_eq!(second["present_packs"], first["packs"], "{second} {first}");
+
+    server.archive_current_segment();
+    let expected = transactions(&server);
+    drop(server);
+    copy_out(&site, &url, &[]);
+    let done = copy_out(&site, &url, &[]);
+    assert_eq!(
+        (count(&done, "copied_packs"), &done["present_packs"]),
+        (0, &done["packs"]),
+        "{done}"
+    );
+
+    let there = copy_back(&site, &url);
+    let to = there.path("to");
+    there.ok(&["restore", "main", "auto", to.to_str().unwrap()]);
+    let mut copy = PgServer::on(install, &to);
+    copy.start();
+    copy.wait_until_promoted();
+    assert_eq!(transactions(&copy), expected);
+    copy.stop("fast");
+    for words in [
+        &["sweep"][..],
+        &["stats"],
+        &["timeline", "main"],
+        &["rebuild-catalog"],
+        &["delete", "main", "oldest"],
+    ] {
+        there.ok(words);
+    }
+    let again = there.repository().display().to_string();
+    there
+        .barmanfs(&["copy", &url, &again])
+        .refused(1)
+        .says(&["there is a repository already"]);
+}
+
+fn what_is_gone_here_goes_there_only_when_asked_and_never_when_something_is_lost(install: &'static Install) {
+    let (site, server) = Site::with_server(install);
+    fill(&server, 1);
+    site.backup();
+    let url = place(&site, "copy");
+    copy_out(&site, &url, &[]);
+    // Everything is written again, so that the first backup is the only one that needs its chunks.
+    server.query("UPDATE pgbench_accounts SET abalance = random() * 1000");
+    server.query("VACUUM FULL");
+    server.archive_current_segment();
+    site.backup();
+    drop(server);
+    site.ok(&["delete", "main", "oldest"]);
+    site.ok(&["sweep"]);
+    let kept = copy_out(&site, &url, &[]);
+    assert!(count(&kept, "extra_packs") > 0, "{kept}");
+    assert_eq!(kept["removed_packs"], 0, "{kept}");
+
+    // A pack that was lost must not be taken for one that went.
+    let pack = site.largest_pack(&[]);
+    let aside = site.path("aside");
+    fs::rename(&pack, &aside).unwrap();
+    let name = pack.file_name().unwrap().to_string_lossy().into_owned();
+    let repository = site.repository().display().to_string();
+    let run = site
+        .barmanfs(&["copy", &repository, &url, "--delete", "--json"])
+        .refused(3)
+        .says(&[&name]);
+    let report: Value = serde_json::from_slice(&run.stdout).unwrap();
+    assert_eq!(report["removed_packs"], 0, "{report}");
+    fs::rename(&aside, &pack).unwrap();
+
+    let plan = copy_out(&site, &url, &["--delete", "--dry-run"]);
+    assert_eq!(plan["removed_packs"], kept["extra_packs"], "{plan} {kept}");
+    let removed = copy_out(&site, &url, &["--delete"]);
+    assert_eq!(removed["removed_packs"], kept["extra_packs"], "{removed} {kept}");
+    assert_eq!(copy_out(&site, &url, &[])["extra_packs"], 0);
+    copy_back(&site, &url);
+
+    // A prefix belongs to one repository.
+    let other = Site::with_repository();
+    place(&other, "copy");
+    other
+        .barmanfs(&["copy", &other.repository().display().to_string(), &url])
+        .refused(1)
+        .says(&["has another repository already"]);
+}
+
+fn a_killed_copy_goes_on_where_it_ended(install: &'static Install) {
+    let (site, server) = Site::with_server(install);
+    fill(&server, 2);
+    site.backup();
+    for _ in 0..5 {
+        transact(&server, 50);
+        server.archive_current_segment();
+    }
+    drop(server);
+    let url = place(&site, "copy");
+    let repository = site.repository().display().to_string();
+    let killed = |site: &Site, from: &str, to: &str| {
+        for wait in [20_u64, 60, 120, 250, 400] {
+            let mut running = site.spawn(&["copy", from, to]);
+            sleep(Duration::from_millis(wait));
+            let _ = running.kill();
+            running.wait().unwrap();
+        }
+    };
+    killed(&site, &repository, &url);
+    copy_out(&site, &url, &[]);
+
+    let there = Site::new();
+    let config = format!(
+        "[barmanfs]\nrepository = {}\n[main]\n",
+        there.repository().display()
+    );
+    there.write_file("barmanfs.conf", config.as_bytes());
+    place(&there, "none");
+    let back = there.repository().display().to_string();
+    killed(&there, &url, &back);
+    // The last of them may have come to its end.
+    if !there.repository().join("repository.json").exists()
+        || there.repository().join("copying.json").exists()
+    {
+        there.ok(&["copy", &url, &back]);
+    }
+    assert_equal(&site, &there);
+}
+
+fn what_cannot_be_copied_is_refused() {
+    let site = Site::with_repository();
+    let repository = site.repository().display().to_string();
+    let other = site.path("other").display().to_string();
+    let url = format!("file://{other}");
+    for (words, said) in [
+        (
+            &["copy", &repository, &other][..],
+            "One side of a copy is a directory",
+        ),
+        (&["copy", &url, "s3://b/x"], "One side of a copy is a directory"),
+        (
+            &["copy", &repository, "ftp://host/x"],
+            "must be s3://BUCKET/PREFIX",
+        ),
+        (
+            &["copy", &url, &other, "--delete"],
+            "--delete is for a copy to an object store",
+        ),
+    ] {
+        site.barmanfs(words).refused(2).says(&[said]);
+    }
+    site.barmanfs(&["copy", &url, &other])
+        .refused(1)
+        .says(&["There is no repository in file://"]);
+    site.barmanfs(&["copy", &other, &url])
+        .refused(1)
+        .says(&["is not a barmanfs repository"]);
+    site.write_file("barmanfs.conf", b"[barmanfs]\nrepository = s3://bucket/prefix\n");
+    site.barmanfs(&["list-servers"])
+        .refused(2)
+        .says(&["'repository' must be a directory", "'barmanfs copy'"]);
+}
