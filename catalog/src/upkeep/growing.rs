@@ -167,7 +167,9 @@ fn lists_grow_with_the_backups_and_what_looks_at_the_newest_does_not() {
     for backups in [4, 16, 64] {
         let (_directory, repository) = temporary();
         let server = main_server();
-        (0..backups).for_each(|_| drop(back_up(&repository, [(1, 1)].into_iter())));
+        for _ in 0..backups {
+            back_up(&repository, [(1, 1)].into_iter());
+        }
         all.push((backups, statements(|| ask(&repository, &server))));
         let look = || {
             repository.newest_backups(&server, 3).unwrap();
@@ -235,12 +237,9 @@ fn a_rebuild_grows_with_the_packs() {
     let measured: Vec<(u32, u64)> = [4, 16, 64]
         .map(|packs| {
             let (_directory, repository) = temporary();
-            (0..packs).for_each(|number| {
-                drop(back_up(
-                    &repository,
-                    [(number, 1 + u64::from(number))].into_iter(),
-                ))
-            });
+            for number in 0..packs {
+                back_up(&repository, [(number, 1 + u64::from(number))].into_iter());
+            }
             let path = repository.path().to_owned();
             drop(repository);
             let ran = statements(|| {
