@@ -195,7 +195,7 @@ impl World {
         }
     }
 
-    fn note(&mut self, what: String) {
+    fn note(&mut self, what: &str) {
         self.last
             .push_back(format!("{} at {}: {what}", self.operation, self.clock.now()));
         if self.last.len() > NAMED {
@@ -245,7 +245,7 @@ impl World {
         if !kills {
             self.typical.insert(kind, began.elapsed());
         }
-        self.note(format!(
+        self.note(&format!(
             "{said}: {}",
             format!("{ended:?}").chars().take(300).collect::<String>()
         ));

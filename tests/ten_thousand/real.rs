@@ -66,7 +66,7 @@ impl World {
             self.server.query("VACUUM work");
         }
         *self.counts.entry("work").or_default() = (self.counts.get("work").map_or(1, |count| count.0 + 1), 0);
-        self.note("the server works".to_owned());
+        self.note("the server works");
         self.await_archiver();
     }
 

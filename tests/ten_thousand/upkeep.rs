@@ -31,7 +31,7 @@ impl World {
         let mut sweep = sweep.stdin(Stdio::null()).spawn().unwrap();
         self.back_up(name, false);
         let ended = wait(&mut sweep, COMMAND_LIMIT);
-        self.note(format!("sweep beside it: {ended:?}"));
+        self.note(&format!("sweep beside it: {ended:?}"));
         if !ended.is_some_and(|status| status.success()) {
             self.fail("a sweep fails beside a backup");
         }
@@ -43,7 +43,7 @@ impl World {
             for file in ["catalog.sqlite", "catalog.sqlite-wal", "catalog.sqlite-shm"] {
                 let _ = fs::remove_file(self.site.repository().join(file));
             }
-            self.note("the catalog is lost".to_owned());
+            self.note("the catalog is lost");
         }
         match self.program("rebuild-catalog", &["-q", "rebuild-catalog"], kills) {
             Ended::Acknowledged(_) => {}
