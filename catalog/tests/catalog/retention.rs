@@ -349,7 +349,7 @@ fn import_kept(f: &Fixture, first: u64) -> Backup {
     };
     let writer = f.repository.writer("import").unwrap();
     let mut run = writer.begin_import(&f.server, new_backup(), import).unwrap();
-    run.keep(KeepTarget::Full, "kept there".to_owned());
+    run.keep(KeepTarget::Full, Some("kept there".to_owned()));
     finish(run, first, first)
 }
 
