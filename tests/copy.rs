@@ -180,6 +180,13 @@ fn what_is_gone_here_goes_there_only_when_asked_and_never_when_something_is_lost
     assert_eq!(copy_out(&site, &url, &[])["extra_packs"], 0);
     copy_back(&site, &url);
 
+    // One that a rebuild has given up is nowhere but in the bucket.
+    fs::remove_file(&pack).unwrap();
+    site.barmanfs(&["rebuild-catalog"]).refused(3);
+    let kept = copy_out(&site, &url, &["--delete"]);
+    assert!(count(&kept, "extra_packs") > 0, "{kept}");
+    assert_eq!(kept["removed_packs"], 0, "{kept}");
+
     // A prefix belongs to one repository.
     let other = Site::with_repository();
     place(&other, "copy");

@@ -4,7 +4,6 @@
 pub(crate) mod copy;
 pub(crate) mod cron;
 pub(crate) mod growth;
-pub(crate) mod kept;
 pub(crate) mod processes;
 pub(crate) mod rebuild;
 pub(crate) mod stats;

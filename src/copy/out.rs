@@ -213,9 +213,9 @@ impl Out<'_> {
         if !self.options.delete {
             return Ok(());
         }
-        if !lock(&self.problems).is_empty() {
+        if self.from.has_losses || !lock(&self.problems).is_empty() {
             tracing::warn!(
-                "Nothing is removed from {}, as this repository is not whole",
+                "Nothing is removed from {}: this repository is not whole, and the bucket may have what it lacks",
                 self.bucket.place()
             );
             return Ok(());

@@ -204,11 +204,9 @@ fn place_to_read(db: &Connection, id: &ChunkId) -> Result<Option<Place>> {
 /// # Errors
 /// `MissingPack` when the only packs that may have it have no file.
 pub(crate) fn proven_place(db: &Connection, id: &ChunkId) -> Result<Option<Place>> {
-    let place = best(reusable_places(db, id)?);
-    match place.and_then(|place| place.location.base) {
-        Some(base) if proven_whole_place(db, &base)?.is_none() => Ok(None),
-        _ => Ok(place),
-    }
+    first_with_base(reusable_places(db, id)?, |base| {
+        Ok(proven_whole_place(db, base)?.is_some())
+    })
 }
 
 /// The same for a chunk that is to be the base of a delta: it must be whole.
@@ -225,14 +223,35 @@ fn is_reusable(place: &Place) -> bool {
     !place.condemned && !place.damaged
 }
 
-/// The place that a sweep keeps: the one that writers get or, if there is none, the best one.
+/// The place that a sweep keeps: the one that writers get or, if there is none, the best one. A delta without its base can
+/// never be read. A killed writer leaves both, a sweep finds that nothing needs the base, and the delta's pack stays because of
+/// something else in it. So such a place is only kept if there is no other.
 pub(crate) fn kept_place(db: &Connection, id: &ChunkId) -> Result<Option<Place>> {
     let likely = Found::all(db, id, |_| false)?.likely(db, id)?;
-    let reusable = best(likely.iter().copied().filter(is_reusable));
-    match reusable.and_then(|place| place.location.base) {
-        Some(base) if whole_place(db, &base)?.is_none_or(|base| base.condemned) => Ok(best(likely)),
-        _ => Ok(reusable.or(best(likely))),
+    let reusable = likely.iter().copied().filter(is_reusable).collect();
+    let of_writers = first_with_base(reusable, |base| {
+        Ok(whole_place(db, base)?.is_some_and(|base| !base.condemned))
+    })?;
+    if of_writers.is_some() {
+        return Ok(of_writers);
     }
+    let readable = first_with_base(likely.clone(), |base| Ok(whole_place(db, base)?.is_some()))?;
+    Ok(readable.or(best(likely)))
+}
+
+/// The best place that needs no base, or whose base `is_there`.
+fn first_with_base(
+    mut places: Vec<Place>,
+    mut is_there: impl FnMut(&ChunkId) -> Result<bool>,
+) -> Result<Option<Place>> {
+    places.sort_by_key(rank);
+    for place in places {
+        match place.location.base {
+            Some(base) if !is_there(&base)? => {}
+            _ => return Ok(Some(place)),
+        }
+    }
+    Ok(None)
 }
 
 /// All places, the best first.

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use barmanfs_store::{LocalPacks, PackId, PackStorage};
 use serde::{Deserialize, Serialize};
 
+use crate::archive::damage::{self, KnownLoss};
 use crate::error::{Error, Result};
 use crate::home::locks::{FileLocks, Lock, Locks};
 use crate::home::settings::{SETTINGS, Settings, parse_settings};
@@ -37,6 +38,8 @@ pub struct CopyFrom {
     pub packs: Vec<KnownPack>,
     /// What is in its store and cannot be read, or should be there and is not.
     pub unread: Vec<UnreadPack>,
+    /// Whether chunks are known to be damaged or gone: the packs that had them may be nowhere but in the copy.
+    pub has_losses: bool,
     _writer: Writer,
 }
 
@@ -58,7 +61,7 @@ impl Repository {
         let writer = self.writer(purpose)?;
         writer.keep_condemned()?;
         let unread = self.unread_packs()?;
-        let packs = self.db.read(|db| {
+        let (packs, loss) = self.db.read(|db| {
             let mut all = db.prepare("SELECT id, bytes FROM packs ORDER BY seq")?;
             let rows = all.query_map([], |row| {
                 Ok(KnownPack {
@@ -66,12 +69,14 @@ impl Repository {
                     bytes: row.get(1)?,
                 })
             })?;
-            Ok(rows.collect::<rusqlite::Result<_>>()?)
+            let packs = rows.collect::<rusqlite::Result<_>>()?;
+            Ok((packs, damage::known_loss(db)?))
         })?;
         Ok(CopyFrom {
             repository: self.clone(),
             packs,
             unread,
+            has_losses: loss != KnownLoss::default(),
             _writer: writer,
         })
     }

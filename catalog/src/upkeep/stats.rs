@@ -12,10 +12,10 @@ use serde::Serialize;
 use crate::archive::backup::BackupStatus;
 use crate::archive::wal::WalTotals;
 use crate::error::Result;
+use crate::index::chunk_index::kept_place;
 use crate::index::chunk_set::{ChunkSet, Met, Role};
 use crate::index::repository::Repository;
 use crate::names::{BackupId, ServerName};
-use crate::upkeep::kept::kept_place;
 
 /// Number of archived files whose maps are held at a time.
 const WAL_PAGE: usize = 500;

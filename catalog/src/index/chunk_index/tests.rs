@@ -5,9 +5,10 @@ use std::sync::{Arc, Mutex};
 
 use barmanfs_store::sync::lock;
 use barmanfs_store::testing::noise;
-use barmanfs_store::{Encoding, PackedChunk};
+use barmanfs_store::{Encoding, Frame, PackWriter, PackedChunk};
 
 use super::*;
+use crate::index::repository::temporary;
 use crate::index::runs::merge;
 use crate::index::{footer_ids, schema};
 
@@ -111,17 +112,37 @@ impl Model {
         of
     }
 
+    /// The best place without a base, or with one that `is_there`.
+    fn first_with_base<E>(
+        &self,
+        id: &ChunkId,
+        mut of: Vec<(At, PackedChunk)>,
+        is_there: impl Fn(&ChunkId) -> Result<bool, E>,
+    ) -> Result<Option<At>, E> {
+        while let Some(best) = self.best(id, of.clone()) {
+            let base = of.iter().find(|(at, _)| *at == best);
+            match base.and_then(|(_, chunk)| chunk.base) {
+                Some(base) if !is_there(&base)? => of.retain(|(at, _)| *at != best),
+                _ => return Ok(Some(best)),
+            }
+        }
+        Ok(None)
+    }
+
     fn kept(&self, id: &ChunkId) -> Option<At> {
         let likely = self.likely(id);
         let of = self.reusable(id, likely.clone());
-        let has_base = |at: &At| match base_of(&of, *at) {
-            Some(base) => self
-                .whole(&base)
-                .is_some_and(|(seq, _)| !self.packs[&seq].condemned),
-            None => true,
+        let stays = |base: &ChunkId| {
+            let whole = self.whole(base);
+            Ok(whole.is_some_and(|(seq, _)| !self.packs[&seq].condemned))
         };
-        let reusable = self.best(id, of.clone()).filter(has_base);
-        reusable.or(self.best(id, likely))
+        let is_somewhere = |base: &ChunkId| Ok::<bool, ()>(self.whole(base).is_some());
+        let readable = || self.first_with_base(id, likely.clone(), is_somewhere).unwrap();
+        let of_writers: Result<_, ()> = self.first_with_base(id, of, stays);
+        of_writers
+            .unwrap()
+            .or_else(readable)
+            .or(self.best(id, likely.clone()))
     }
 
     /// The places that certainly have a chunk, for a writer; an error if it may be in a pack without a file.
@@ -138,17 +159,10 @@ impl Model {
 
     fn proven_place(&self, id: &ChunkId) -> Result<Option<At>, ()> {
         let of = self.proven(id)?;
-        let best = self.best(id, of.clone());
-        match best.and_then(|best| base_of(&of, best)) {
-            Some(base) if self.proven(&base)?.iter().all(|(_, chunk)| chunk.base.is_some()) => Ok(None),
-            _ => Ok(best),
-        }
+        self.first_with_base(id, of, |base| {
+            Ok(self.proven(base)?.iter().any(|(_, chunk)| chunk.base.is_none()))
+        })
     }
-}
-
-fn base_of(of: &[(At, PackedChunk)], at: At) -> Option<ChunkId> {
-    let chunk = of.iter().find(|(of, _)| *of == at);
-    chunk.and_then(|(_, chunk)| chunk.base)
 }
 
 fn catalog(footers: &Footers) -> Connection {
@@ -364,4 +378,39 @@ fn deltas_are_found_by_their_bases() {
     assert_eq!(found, expected);
     lock(&footers).values_mut().for_each(|footer| *footer = None);
     assert!(!each_based_on(&db, &bases, &mut |id| Ok(id.is_some())).unwrap());
+}
+
+#[test]
+fn a_delta_without_its_base_is_kept_and_referred_to_only_if_there_is_no_other_copy() {
+    let (_directory, repository) = temporary();
+    let [chunk, gone, base] = [1, 2, 3].map(|byte| ChunkId([byte; 32]));
+    let enter = |chunks: &[(ChunkId, Option<ChunkId>)]| {
+        let mut pack = PackWriter::begin(repository.storage.as_ref()).unwrap();
+        for (id, base) in chunks {
+            let encoding = match base {
+                Some(_) => Encoding::Delta,
+                None => Encoding::Stored,
+            };
+            let bytes = vec![1];
+            pack.append(*id, 1, *base, &Frame { encoding, bytes }).unwrap();
+        }
+        let closed = pack.close().unwrap();
+        let index = CatalogIndex::for_readers(Arc::clone(&repository.db), Arc::clone(&repository.surveyor));
+        index.publish(&closed).unwrap();
+        closed.id
+    };
+    let chosen = || {
+        let pack = |place: Option<Place>| place.map(|place| place.location.pack);
+        let of_writers = repository.db.read(|db| proven_place(db, &chunk)).unwrap();
+        let kept = repository.db.read(|db| kept_place(db, &chunk)).unwrap();
+        (pack(of_writers), pack(kept))
+    };
+    assert_eq!(chosen(), (None, None));
+    let old = enter(&[(chunk, Some(gone))]);
+    assert_eq!(chosen(), (None, Some(old)));
+    let new = enter(&[(base, None), (chunk, Some(base))]);
+    assert_eq!(chosen(), (Some(new), Some(new)));
+    // With its base it is the older one again.
+    enter(&[(gone, None)]);
+    assert_eq!(chosen(), (Some(old), Some(old)));
 }

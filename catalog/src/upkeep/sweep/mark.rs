@@ -21,12 +21,11 @@ use rusqlite::Connection;
 
 use crate::archive::roots::{Root, Series, Without, each_root};
 use crate::error::{Error, Result};
-use crate::index::chunk_index::{Place, whole_place};
+use crate::index::chunk_index::{Place, kept_place, whole_place};
 use crate::index::chunk_set::{ChunkSet, Met, Role};
 use crate::index::repository::Repository;
 use crate::index::sorted::{Collector, Merged, Sorted};
 use crate::monitor::{Monitor, Unit};
-use crate::upkeep::kept::kept_place;
 
 /// Number of pages and pieces between two progress reports.
 const TELL_EVERY: u64 = 64;

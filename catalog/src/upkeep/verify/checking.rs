@@ -7,11 +7,10 @@ use barmanfs_store::{ChunkId, PackId};
 use rusqlite::params;
 
 use crate::error::{Error, Result};
-use crate::index::chunk_index::{Place, place_in, whole_place};
+use crate::index::chunk_index::{Place, kept_place, place_in, whole_place};
 use crate::index::chunk_set::unusable;
 use crate::index::repository::Repository;
 use crate::monitor::{Monitor, Unit};
-use crate::upkeep::kept::kept_place;
 use crate::upkeep::verify::{Verification, VerifyReport, note_bad};
 
 /// Number of chunks checked between two progress reports: tens of milliseconds of work for each core.

@@ -14,11 +14,10 @@ use crate::archive::damage::{self, LOST_IN_RECORD, NO_PACK, NOT_LOOKED, is_lost}
 use crate::error::Result;
 use crate::home::locks::Lock;
 use crate::home::now;
-use crate::index::chunk_index::{CatalogIndex, whole_place};
+use crate::index::chunk_index::{CatalogIndex, kept_place, whole_place};
 use crate::index::chunk_set::unusable;
 use crate::index::repository::Repository;
 use crate::monitor::Monitor;
-use crate::upkeep::kept::kept_place;
 use crate::upkeep::verify::{Verification, VerifyScope};
 
 /// Ids that are looked up in one read of the catalog.
