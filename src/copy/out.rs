@@ -215,7 +215,8 @@ impl Out<'_> {
         }
         if self.from.has_losses || !lock(&self.problems).is_empty() {
             tracing::warn!(
-                "Nothing is removed from {}: this repository is not whole, and the bucket may have what it lacks",
+                "Nothing is removed from {}: this repository is not whole, and the bucket may have what it lacks ('barmanfs verify' \
+                 and 'barmanfs rebuild-catalog' say what)",
                 self.bucket.place()
             );
             return Ok(());

@@ -25,7 +25,7 @@ use crate::index::repository::Repository;
 use crate::index::unread::UnreadPack;
 use crate::index::writer::Writer;
 use crate::monitor::Monitor;
-use crate::upkeep::rebuild::RebuildReport;
+use crate::upkeep::rebuild::{OLD_CATALOG, RebuildReport};
 
 /// Keeps two copies out of one directory.
 const MAKING: &str = "make";
@@ -38,7 +38,8 @@ pub struct CopyFrom {
     pub packs: Vec<KnownPack>,
     /// What is in its store and cannot be read, or should be there and is not.
     pub unread: Vec<UnreadPack>,
-    /// Whether chunks are known to be damaged or gone: the packs that had them may be nowhere but in the copy.
+    /// Whether chunks are known to be damaged or gone, or a rebuild has found packs missing: what was lost may be nowhere but in
+    /// the copy.
     pub has_losses: bool,
     _writer: Writer,
 }
@@ -76,7 +77,7 @@ impl Repository {
             repository: self.clone(),
             packs,
             unread,
-            has_losses: loss != KnownLoss::default(),
+            has_losses: loss != KnownLoss::default() || self.home.join(OLD_CATALOG).exists(),
             _writer: writer,
         })
     }

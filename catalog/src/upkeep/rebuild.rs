@@ -38,8 +38,8 @@ use crate::index::unread::PackProblem;
 use crate::monitor::{Monitor, Unit};
 use crate::upkeep::verify::lost;
 
-/// The catalog that was replaced.
-const OLD_CATALOG: &str = "catalog.sqlite.old";
+/// The catalog that was replaced. It is kept where packs were missing or damaged.
+pub(super) const OLD_CATALOG: &str = "catalog.sqlite.old";
 
 /// Page cache in KiB while the tables grow: chunk ids arrive in random order, and this holds the upper levels and most
 /// of the leaves for a few million of them.
