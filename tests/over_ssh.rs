@@ -158,7 +158,8 @@ fn segments_ahead_come_over_kept_connections(install: &'static Install) {
         match number {
             0 => until("the next ones are fetched", || asked("--feed") == 2),
             7 => drop(site.sh(&format!("kill -9 $({ahead})")).ok()),
-            8 => until("another process fetches them", || asked("--feed") == 4),
+            // One connection, if the process that was killed had fetched all but one.
+            8 => until("another process fetches them", || asked("--feed") > 2),
             // Two at once.
             10 => std::thread::scope(|scope| {
                 for name in ["one", "two"] {
@@ -170,7 +171,12 @@ fn segments_ahead_come_over_kept_connections(install: &'static Install) {
         }
     }
     let alone = asked("get-wal") - asked("--feed");
-    assert!(alone <= 4 && asked("--feed") == 4, "{:?}", ssh.commands());
+    let kept = asked("--feed");
+    assert!(
+        alone <= 4 && (3..=4).contains(&kept),
+        "{kept}: {:?}",
+        ssh.commands()
+    );
     // What it would serve is gone, as with a copy that was removed.
     site.sh(&format!("rm -r '{spool}'")).ok();
     until("nothing is fetched any more", || {
