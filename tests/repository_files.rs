@@ -312,7 +312,7 @@ fn incomplete_packs_are_reported_and_all_others_are_read(install: &'static Insta
             .refused(3)
             .says(&["packs are whole: FAILED", &name]);
         // They do not stop early: they report this pack, and all the others.
-        site.barmanfs(&["verify"]).refused(3).says(&[&name, "1 backups"]);
+        site.barmanfs(&["verify"]).refused(3).says(&[&name, "1 backup,"]);
         site.barmanfs(&["rebuild-catalog"])
             .refused(3)
             .says(&[&name, "WAL files"]);
