@@ -56,7 +56,7 @@ impl Pair {
             // If all is well, the line has the path of the socket that was used.
             let is = |server: &PgServer| {
                 let socket = format!("server on socket \"{}/", server.sockets().display());
-                line.contains("OK") && line.contains(&socket)
+                line.contains(": OK (") && line.contains(&socket)
             };
             match (is(&self.primary), is(&self.standby)) {
                 (true, false) => Some("primary"),
