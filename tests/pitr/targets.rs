@@ -43,10 +43,12 @@ impl History {
 
     fn time(&self, course: &Course, random: &mut Random) -> Target {
         let (_, event) = choose(course, random, |event| matches!(event.what, What::Mark { .. }));
-        // Exactly at a commit, or a little later. What is later than all of the log cannot be reached.
+        // Exactly at a commit, or a little later. PostgreSQL stops at a commit that is later than the target or, for an
+        // exclusive one, not earlier.
         let later = random.below(2) as i64 * random.below(3000) as i64;
-        let time = (event.time + later).min(course.last_time());
         let exclusive = random.below(3) == 0;
+        let latest = course.last_time() - i64::from(!exclusive);
+        let time = (event.time + later).min(latest);
         let marked = |event: &&Event| event.time < time + i64::from(!exclusive);
         let count = course.events.iter().take_while(marked).count();
         let written = self.written(time, random.below(TIMES.len() as u64) as usize);
