@@ -137,6 +137,7 @@ fn a_snapshot_that_stays_in_the_storage_is_restored_on_its_disks(install: &'stat
     let mut touched = PgServer::on(install, Path::new(&data));
     touched.configure_auto("archive_mode = off");
     forget_sockets(&disks.site, &touched);
+    touched.wait_for_predecessor();
     touched.start();
     touched.kill();
     restore(&[]).refused(1).says(&["A server was started"]);

@@ -267,6 +267,7 @@ pub(crate) fn assert_starts(disks: &TwoDisks, data: &Path, rows_then: &str) -> P
     let mut copy = PgServer::on(disks.server.install, data);
     copy.configure_auto("archive_mode = off");
     forget_sockets(&disks.site, &copy);
+    copy.wait_for_predecessor();
     copy.start();
     copy.wait_until_promoted();
     assert_eq!(rows(&copy), rows_then);
