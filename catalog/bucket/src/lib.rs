@@ -1,8 +1,8 @@
 //! Packs in object stores: S3 and what speaks like it, Google, Azure, and a directory with the same names.
 //!
 //! One primitive carries everything: a key is created by a single PUT if nothing has it yet, and is never overwritten. So
-//! whoever does not know how a PUT has ended sends the same bytes to the same key again, and compares where it finds the key
-//! taken. Nothing here needs a lock, a list of parts, or a clock.
+//! a writer that does not know how its PUT has ended sends the same bytes to the same key again, and compares where it finds
+//! the key taken. Nothing here needs a lock, a list of parts, or a clock.
 //!
 //! - [`Location`]: what a URL names. [`Settings`]: how to get there, and as whom; `connect` makes a client of both.
 //! - [`Bucket`]: requests, repeated until they succeed or the caller's patience ends; `trouble` has the words for what goes wrong.

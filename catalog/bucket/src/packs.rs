@@ -130,7 +130,7 @@ impl PackStorage for ObjectPacks {
         Ok(())
     }
 
-    // Whoever reads much at once asks for it in one piece.
+    // A caller that reads much at once asks for it in one piece.
     fn will_read(&self, _id: PackId, _offset: u64, _bytes: u32) {}
 
     fn bytes(&self, id: PackId) -> Result<u64> {

@@ -8,7 +8,7 @@
 //! A new pack makes one small run, in the transaction that enters the pack: writing goes to a few new pages, wherever its
 //! ids are. As soon as [`FAN`] runs have the same *level*, they are merged into one of the next level. So an entry is
 //! written once on each level, and the number of runs grows with the logarithm of the number of packs. The merge is made
-//! in steps, by whoever enters packs ([`merge`]).
+//! in steps, by the processes that enter packs ([`merge`]).
 //!
 //! Entries of a pack that is gone stay until the next merge. Numbers of packs are never used twice, so such an entry
 //! names a pack that is not there, and a look-up ignores it. When too many are dead, a sweep merges all runs

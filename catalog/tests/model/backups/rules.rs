@@ -23,7 +23,7 @@ rules! {
     CompareEnd,
     /// After its `end` a writer reads the newest manifest, and has failed if its session is closed there.
     ConfirmEnd,
-    /// An `end` of a session that a manifest has closed does not count, whoever may have put it there.
+    /// An `end` of a session that a manifest has closed does not count, whether a sweep or a writer has put it there.
     ClosedStaysClosed,
     /// A sweep LISTs the sessions after its manifest with the condemned packs is durable.
     ManifestBeforeSessions,
