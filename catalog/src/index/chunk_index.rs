@@ -204,9 +204,9 @@ fn place_to_read(db: &Connection, id: &ChunkId) -> Result<Option<Place>> {
 /// # Errors
 /// `MissingPack` when the only packs that may have it have no file.
 pub(crate) fn proven_place(db: &Connection, id: &ChunkId) -> Result<Option<Place>> {
-    first_with_base(reusable_places(db, id)?, |base| {
-        Ok(proven_whole_place(db, base)?.is_some())
-    })
+    let mut places = reusable_places(db, id)?;
+    places.sort_by_key(rank);
+    first_with_base(&places, |base| Ok(proven_whole_place(db, base)?.is_some()))
 }
 
 /// The same for a chunk that is to be the base of a delta: it must be whole.
@@ -227,28 +227,27 @@ fn is_reusable(place: &Place) -> bool {
 /// never be read. A killed writer leaves both, a sweep finds that nothing needs the base, and the delta's pack stays because of
 /// something else in it. So such a place is only kept if there is no other.
 pub(crate) fn kept_place(db: &Connection, id: &ChunkId) -> Result<Option<Place>> {
-    let likely = Found::all(db, id, |_| false)?.likely(db, id)?;
-    let reusable = likely.iter().copied().filter(is_reusable).collect();
-    let of_writers = first_with_base(reusable, |base| {
+    let mut likely = Found::all(db, id, |_| false)?.likely(db, id)?;
+    likely.sort_by_key(rank);
+    let of_writers = first_with_base(likely.iter().filter(|place| is_reusable(place)), |base| {
         Ok(whole_place(db, base)?.is_some_and(|base| !base.condemned))
     })?;
     if of_writers.is_some() {
         return Ok(of_writers);
     }
-    let readable = first_with_base(likely.clone(), |base| Ok(whole_place(db, base)?.is_some()))?;
-    Ok(readable.or(best(likely)))
+    let readable = first_with_base(&likely, |base| Ok(whole_place(db, base)?.is_some()))?;
+    Ok(readable.or(likely.first().copied()))
 }
 
-/// The best place that needs no base, or whose base `is_there`.
-fn first_with_base(
-    mut places: Vec<Place>,
-    mut is_there: impl FnMut(&ChunkId) -> Result<bool>,
+/// The first place that needs no base, or whose base `is_there`.
+fn first_with_base<'p>(
+    places: impl IntoIterator<Item = &'p Place>,
+    is_there: impl Fn(&ChunkId) -> Result<bool>,
 ) -> Result<Option<Place>> {
-    places.sort_by_key(rank);
     for place in places {
         match place.location.base {
             Some(base) if !is_there(&base)? => {}
-            _ => return Ok(Some(place)),
+            _ => return Ok(Some(*place)),
         }
     }
     Ok(None)
