@@ -1,6 +1,6 @@
 //! From a directory into an object store, while backups, archiving and sweeps go on.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 
 use barmanfs_bucket::{Abilities, Bucket, ObjectPacks};
@@ -12,6 +12,9 @@ use bytes::Bytes;
 use super::workers::each_pack;
 use super::{Copied, CopyOptions, CopyProblem, FIRST_ANSWER_WITHIN, SETTINGS, id_in, settings_in};
 use crate::error::Error;
+
+/// A pack is read in pieces of this size.
+const READ_BYTES: usize = 4 * 1024 * 1024;
 
 /// A copy that runs.
 struct Out<'a> {
@@ -178,16 +181,18 @@ impl Out<'_> {
 
     /// What was copied is looked for by its name and its size.
     fn compare(&self, there: &HashMap<PackId, u64>) {
-        let known = lock(&self.problems).clone();
+        let known: HashSet<String> = lock(&self.problems)
+            .iter()
+            .map(|problem| problem.pack.clone())
+            .collect();
         for pack in &self.from.packs {
-            let name = pack.id.to_string();
             let reason = match there.get(&pack.id) {
                 Some(bytes) if *bytes == pack.bytes => continue,
                 Some(bytes) => format!(
                     "It has {bytes} bytes in the bucket, and {} here: remove the object, and copy again",
                     pack.bytes
                 ),
-                None if known.iter().any(|problem| problem.pack == name) => continue,
+                None if known.contains(&pack.id.to_string()) => continue,
                 None => "It is not in the bucket, although it was put there: copy again".to_owned(),
             };
             self.problem(pack.id, &reason);
@@ -200,7 +205,7 @@ impl Out<'_> {
 
     /// What only the bucket has is counted, and removed where that is asked for and this repository lacks nothing.
     fn remove_extra(&mut self, there: &HashMap<PackId, u64>) -> Result<(), Error> {
-        let ours: std::collections::HashSet<PackId> = self.from.packs.iter().map(|pack| pack.id).collect();
+        let ours: HashSet<PackId> = self.from.packs.iter().map(|pack| pack.id).collect();
         let mut extra = Vec::new();
         for (id, bytes) in there.iter().filter(|(id, _)| !ours.contains(id)) {
             // One that came meanwhile, by another copy, is none.
@@ -230,6 +235,3 @@ impl Out<'_> {
         Ok(())
     }
 }
-
-/// A pack is read in pieces of this size.
-const READ_BYTES: usize = 4 * 1024 * 1024;

@@ -241,6 +241,11 @@ mod tests {
         (directory, repository, copy)
     }
 
+    fn empty_pack(repository: &Repository) -> PackId {
+        let pack = PackWriter::begin(repository.storage.as_ref()).unwrap();
+        pack.close().unwrap().id
+    }
+
     fn copy(from: &CopyFrom, into: &CopyInto) {
         for pack in &from.packs {
             let mut bytes = vec![0; pack.bytes as usize];
@@ -255,10 +260,7 @@ mod tests {
     fn a_copy_is_the_same_repository() {
         let (_directory, repository, path) = made();
         // A pack that no catalog knows yet is a part of it.
-        PackWriter::begin(repository.storage.as_ref())
-            .unwrap()
-            .close()
-            .unwrap();
+        empty_pack(&repository);
         let from = repository.begin_whole_copy("copy").unwrap();
         assert_eq!((from.packs.len(), from.unread.len()), (1, 0));
         let into = CopyInto::begin(&path, &from.settings().unwrap(), "s3://b").unwrap();
@@ -275,10 +277,7 @@ mod tests {
     #[test]
     fn an_unfinished_copy_is_no_repository_and_is_completed_by_the_next() {
         let (_directory, repository, path) = made();
-        PackWriter::begin(repository.storage.as_ref())
-            .unwrap()
-            .close()
-            .unwrap();
+        empty_pack(&repository);
         let from = repository.begin_whole_copy("copy").unwrap();
         let settings = from.settings().unwrap();
         let into = CopyInto::begin(&path, &settings, "s3://b").unwrap();
@@ -309,11 +308,7 @@ mod tests {
     #[test]
     fn a_pack_that_the_catalog_lacks_or_the_store_has_is_not_gone() {
         let (_directory, repository, _) = made();
-        let pack = PackWriter::begin(repository.storage.as_ref())
-            .unwrap()
-            .close()
-            .unwrap()
-            .id;
+        let pack = empty_pack(&repository);
         let from = repository.begin_whole_copy("copy").unwrap();
         assert!(!from.is_without(pack).unwrap());
         assert!(from.is_without(PackId([9; 16])).unwrap());
