@@ -26,6 +26,8 @@ mod monitor;
 mod names;
 pub mod recovery;
 pub mod retention;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 mod upkeep;
 
 pub use archive::backup::{

@@ -6,12 +6,12 @@ use crate::common::clock::Clock;
 use crate::common::process::run;
 use crate::common::user::{command, own_command};
 use barmanfs_catalog::{
-    Backup, BackupEnd, BackupId, BackupSelector, BackupStatus, CloneDescription, CloneName, CloneOrigin,
-    NewBackup, Repository, ServerName,
+    Backup, BackupId, BackupSelector, BackupStatus, CloneDescription, CloneName, CloneOrigin, NewBackup,
+    Repository, ServerName, testing,
 };
 use barmanfs_live::{Initial, LiveClone};
 use barmanfs_pg::wal_name::SegmentName;
-use barmanfs_pg::{Lsn, SegmentSize, ServerVersion, SystemId, TimelineId};
+use barmanfs_pg::{Lsn, ServerVersion, SystemId, TimelineId};
 use barmanfs_store::layout::DATA_WINDOW_BYTES;
 use barmanfs_store::{Attributes, DirectoryRef, Node, RecordId, TreeReader};
 use serde::{Deserialize, Serialize};
@@ -167,13 +167,8 @@ fn back_up(repository: &Repository, new: &NewFiles) -> Result<String> {
     let mut run = repository.writer("test backup")?.begin_backup(
         &server,
         NewBackup {
-            label: None,
-            system_id: SystemId(new.system),
             server_version: ServerVersion(180_001),
-            segment_size: SegmentSize::MIN,
-            wal_included: false,
-            fork: None,
-            timezone: None,
+            ..testing::new_backup(SystemId(new.system))
         },
     )?;
     let id = run.id().to_string();
@@ -219,17 +214,8 @@ fn back_up(repository: &Repository, new: &NewFiles) -> Result<String> {
         }
     }
     run.end_tree(attributes())?;
-    let begin = u64::from(new.segment) * SegmentSize::MIN.bytes();
-    run.finish(BackupEnd {
-        start_lsn: Lsn(begin + 40),
-        stop_lsn: Lsn(begin + 4096),
-        timeline: TimelineId(1),
-        data_checksums: Some(true),
-        tablespaces: Vec::new(),
-        sent_bytes: 1,
-        checksum_failures: Vec::new(),
-        from_standby: false,
-    })?;
+    let segment = u64::from(new.segment);
+    run.finish(testing::backup_end(segment, segment))?;
     Ok(id)
 }
 

@@ -3,15 +3,15 @@
 
 use std::time::Duration;
 
-use barmanfs_pg::{Lsn, SegmentSize, ServerVersion, SystemId, TimelineId};
 use barmanfs_store::{Attributes, Counts};
 
-use crate::archive::backup::{Backup, BackupEnd, BackupSelector, NewBackup};
+use crate::archive::backup::{Backup, BackupSelector, NewBackup};
 use crate::home::now;
 use crate::index::db::statements;
 use crate::index::repository::{Repository, temporary};
 use crate::monitor::Silent;
 use crate::names::ServerName;
+use crate::testing::{SYSTEM, backup_end, new_backup};
 use crate::upkeep::sweep::SweepOptions;
 
 /// Twice as many may take so many powers of two of the work.
@@ -51,13 +51,8 @@ fn main_server() -> ServerName {
 /// A backup of these files of one window each, by number and content.
 fn back_up(repository: &Repository, files: impl Iterator<Item = (u32, u64)>) -> Backup {
     let new = NewBackup {
-        label: None,
-        system_id: SystemId(7_710_414_268_036_822_209),
-        server_version: ServerVersion(180_001),
-        segment_size: SegmentSize::MIN,
         wal_included: true,
-        fork: None,
-        timezone: None,
+        ..new_backup(SYSTEM)
     };
     let writer = repository.writer("test").unwrap();
     let mut run = writer.begin_backup(&main_server(), new).unwrap();
@@ -74,17 +69,7 @@ fn back_up(repository: &Repository, files: impl Iterator<Item = (u32, u64)>) -> 
         sink.finish().unwrap();
     }
     run.end_tree(ATTRIBUTES).unwrap();
-    run.finish(BackupEnd {
-        start_lsn: Lsn(SegmentSize::MIN.bytes() + 40),
-        stop_lsn: Lsn(SegmentSize::MIN.bytes() + 4096),
-        timeline: TimelineId(1),
-        data_checksums: Some(true),
-        tablespaces: Vec::new(),
-        sent_bytes: 1,
-        checksum_failures: Vec::new(),
-        from_standby: false,
-    })
-    .unwrap()
+    run.finish(backup_end(1, 1)).unwrap()
 }
 
 /// Chunks asked for, and reads of packs.

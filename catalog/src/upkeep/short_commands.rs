@@ -3,16 +3,17 @@
 use std::collections::BTreeSet;
 
 use barmanfs_pg::wal_name::{SegmentName, WalName};
-use barmanfs_pg::{Lsn, SegmentSize, ServerVersion, SystemId, TimelineId, TimestampMicros, testing};
+use barmanfs_pg::{SegmentSize, SystemId, TimelineId, TimestampMicros, testing};
 use barmanfs_store::Attributes;
 
-use crate::archive::backup::{BackupEnd, BackupSelector, NewBackup};
+use crate::archive::backup::BackupSelector;
 use crate::home::now;
 use crate::index::db::statements;
 use crate::index::repository::{Repository, temporary};
 use crate::index::unread::count_unread;
 use crate::names::ServerName;
 use crate::retention::RetentionRules;
+use crate::testing::{backup_end, new_backup};
 
 /// These may have millions of rows.
 const LARGE: [&str; 9] = [
@@ -77,16 +78,7 @@ fn fill(repository: &Repository, server: &ServerName) {
             .archive_wal(server, &name, &mut &*bytes, length, "test")
             .unwrap();
     }
-    let new = NewBackup {
-        label: None,
-        system_id: SYSTEM,
-        server_version: ServerVersion(150_018),
-        segment_size: SegmentSize::MIN,
-        wal_included: false,
-        fork: None,
-        timezone: None,
-    };
-    let mut run = writer.begin_backup(server, new).unwrap();
+    let mut run = writer.begin_backup(server, new_backup(SYSTEM)).unwrap();
     run.end_tree(Attributes {
         mode: 0o700,
         uid: 1,
@@ -95,18 +87,7 @@ fn fill(repository: &Repository, server: &ServerName) {
         mtime_ns: 0,
     })
     .unwrap();
-    let at = |segment: u64, offset: u64| Lsn(segment * SegmentSize::MIN.bytes() + offset);
-    run.finish(BackupEnd {
-        start_lsn: at(1, 40),
-        stop_lsn: at(2, 4096),
-        timeline: TimelineId(1),
-        data_checksums: Some(true),
-        tablespaces: Vec::new(),
-        sent_bytes: 1,
-        checksum_failures: Vec::new(),
-        from_standby: false,
-    })
-    .unwrap();
+    run.finish(backup_end(1, 2)).unwrap();
 }
 
 /// The steps of a plan that read all rows of a large table, or all that one server has there.

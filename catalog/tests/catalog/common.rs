@@ -4,16 +4,16 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::time::SystemTime;
 
+pub(crate) use barmanfs_catalog::testing::{SYSTEM, backup_end};
 use barmanfs_catalog::{
-    Backup, BackupEnd, BackupRun, BootCheck, BootOutcome, BootTest, CloneDescription, CloneOrigin,
-    CreateOptions, NewBackup, Repository, ServerName, WalOutcome,
+    Backup, BackupRun, BootCheck, BootOutcome, BootTest, CloneDescription, CloneOrigin, CreateOptions,
+    NewBackup, Repository, ServerName, WalOutcome,
 };
 use barmanfs_pg::wal_name::WalName;
-use barmanfs_pg::{Lsn, SegmentSize, ServerVersion, SystemId, TimelineId, TimestampMicros, testing};
+use barmanfs_pg::{SegmentSize, SystemId, TimestampMicros, testing};
 pub(crate) use barmanfs_store::testing::noise;
 use barmanfs_store::{Attributes, LocalPacks, Node, PackStorage, RecordId, read_footer};
 
-pub(crate) const SYSTEM: SystemId = SystemId(7_710_414_268_036_822_209);
 pub(crate) const SEGMENT_SIZE: SegmentSize = SegmentSize::MIN;
 pub(crate) const WINDOW: u32 = 128 * 1024;
 
@@ -64,29 +64,7 @@ pub(crate) fn attributes() -> Attributes {
 }
 
 pub(crate) fn new_backup() -> NewBackup {
-    NewBackup {
-        label: None,
-        system_id: SYSTEM,
-        server_version: ServerVersion(150_018),
-        segment_size: SEGMENT_SIZE,
-        wal_included: false,
-        fork: None,
-        timezone: None,
-    }
-}
-
-/// The end of a backup that needs segments `first` to `last`.
-pub(crate) fn backup_end(first: u64, last: u64) -> BackupEnd {
-    BackupEnd {
-        start_lsn: Lsn(first * SEGMENT_SIZE.bytes() + 40),
-        stop_lsn: Lsn(last * SEGMENT_SIZE.bytes() + 4096),
-        timeline: TimelineId(1),
-        data_checksums: Some(true),
-        tablespaces: Vec::new(),
-        sent_bytes: 1,
-        checksum_failures: Vec::new(),
-        from_standby: false,
-    }
+    barmanfs_catalog::testing::new_backup(SYSTEM)
 }
 
 pub(crate) fn begin(repository: &Repository, server: &ServerName) -> BackupRun {

@@ -7,12 +7,11 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use barmanfs_catalog::{BackupEnd, CreateOptions, NewBackup, Repository, ServerName};
-use barmanfs_pg::{Lsn, SegmentSize, ServerVersion, SystemId, TimelineId};
-use barmanfs_store::Attributes;
+use barmanfs_catalog::{CreateOptions, Repository};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::figures::{Figures, Growing};
+use crate::made::{self, ATTRIBUTES};
 use crate::spent::kib_of;
 
 /// The content of a file, of which eight bytes are its own.
@@ -77,27 +76,8 @@ pub(crate) fn measure(sizes: &[u64], figures: &mut Figures) -> Result<()> {
 
 /// What this thread takes of a core, and how long all takes.
 fn back_up(repository: &Repository, files: u64, step: u64) -> Result<(Duration, Duration)> {
-    let server: ServerName = "main".parse()?;
     let (began, used) = (Instant::now(), used());
-    let mut run = repository.writer("growth")?.begin_backup(
-        &server,
-        NewBackup {
-            label: None,
-            system_id: SystemId(7_710_414_268_036_822_209),
-            server_version: ServerVersion(180_004),
-            segment_size: SegmentSize::MIN,
-            wal_included: true,
-            fork: None,
-            timezone: None,
-        },
-    )?;
-    let attributes = Attributes {
-        mode: 0o600,
-        uid: 26,
-        gid: 26,
-        mtime_s: 1_700_000_000,
-        mtime_ns: 0,
-    };
+    let run = made::begin(repository)?;
     let mut content = vec![0; FILE_BYTES];
     for nth in 0..files {
         let file = nth * step % files;
@@ -108,21 +88,11 @@ fn back_up(repository: &Repository, files: u64, step: u64) -> Result<(Duration, 
         let path = format!("base/{}/{}", file / IN_A_DIRECTORY, 16_384 + file);
         let mut sink = run
             .tree()?
-            .file(path.as_bytes(), attributes, FILE_BYTES as u64, 128 << 10)?;
+            .file(path.as_bytes(), ATTRIBUTES, FILE_BYTES as u64, 128 << 10)?;
         sink.write(&content)?;
         sink.finish()?;
     }
-    run.end_tree(attributes)?;
-    run.finish(BackupEnd {
-        start_lsn: Lsn(SegmentSize::MIN.bytes() + 40),
-        stop_lsn: Lsn(SegmentSize::MIN.bytes() + 4096),
-        timeline: TimelineId(1),
-        data_checksums: Some(true),
-        tablespaces: Vec::new(),
-        sent_bytes: 1,
-        checksum_failures: Vec::new(),
-        from_standby: false,
-    })?;
+    made::finish(run)?;
     Ok((self::used().saturating_sub(used), began.elapsed()))
 }
 

@@ -10,6 +10,7 @@
 mod catalog;
 mod figures;
 mod files;
+mod made;
 mod maps;
 mod mount;
 mod spent;

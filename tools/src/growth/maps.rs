@@ -7,11 +7,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use barmanfs_catalog::{Backup, BackupEnd, CreateOptions, NewBackup, Repository, ServerName};
-use barmanfs_pg::{Lsn, SegmentSize, ServerVersion, SystemId, TimelineId};
-use barmanfs_store::{Attributes, ChunkId, Encoding, Frame, LocalPacks, Node, PackWriter};
+use barmanfs_catalog::{Backup, CreateOptions, Repository};
+use barmanfs_store::{ChunkId, Encoding, Frame, LocalPacks, Node, PackWriter};
 
 use crate::figures::{Figures, Growing};
+use crate::made::{self, ATTRIBUTES};
 use crate::spent::run_once;
 
 /// The most memory, in MB.
@@ -35,14 +35,6 @@ const BACKUPS: [u64; 3] = [1, 10, 100];
 /// Numbers of packs, each of as many chunks as 64 MiB of a database have.
 const PACKS: [u64; 3] = [100, 1000, 10_000];
 const PACK_CHUNKS: u64 = 800;
-
-const ATTRIBUTES: Attributes = Attributes {
-    mode: 0o600,
-    uid: 26,
-    gid: 26,
-    mtime_s: 1_700_000_000,
-    mtime_ns: 0,
-};
 
 /// Measures both; sizes are numbers of windows of all backups, and of packs.
 pub(crate) fn measure(program: &Path, figures: &mut Figures) -> Result<()> {
@@ -135,19 +127,7 @@ impl Site {
 }
 
 fn back_up(repository: &Repository, number: u64, last: Option<&Backup>) -> Result<Backup> {
-    let server: ServerName = "main".parse()?;
-    let mut run = repository.writer("growth")?.begin_backup(
-        &server,
-        NewBackup {
-            label: None,
-            system_id: SystemId(7_710_414_268_036_822_209),
-            server_version: ServerVersion(180_004),
-            segment_size: SegmentSize::MIN,
-            wal_included: true,
-            fork: None,
-            timezone: None,
-        },
-    )?;
+    let run = made::begin(repository)?;
     let trees = repository.trees();
     for file in 0..WINDOWS.div_ceil(FILE_WINDOWS) {
         let path = format!("base/5/{}", 16_384 + file);
@@ -173,17 +153,7 @@ fn back_up(repository: &Repository, number: u64, last: Option<&Backup>) -> Resul
         }
         sink.finish()?;
     }
-    run.end_tree(ATTRIBUTES)?;
-    Ok(run.finish(BackupEnd {
-        start_lsn: Lsn(SegmentSize::MIN.bytes() + 40),
-        stop_lsn: Lsn(SegmentSize::MIN.bytes() + 4096),
-        timeline: TimelineId(1),
-        data_checksums: Some(true),
-        tablespaces: Vec::new(),
-        sent_bytes: 1,
-        checksum_failures: Vec::new(),
-        from_standby: false,
-    })?)
+    made::finish(run)
 }
 
 /// Spread over all maps, as changes of a database are.

@@ -2,21 +2,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use barmanfs_pg::{Lsn, SegmentSize, ServerVersion, SystemId, TimelineId};
+use barmanfs_pg::SegmentSize;
 use barmanfs_store::Attributes;
 use barmanfs_store::testing::noise;
 
 use super::*;
-use crate::archive::backup::{Backup, BackupEnd, NewBackup};
+use crate::archive::backup::{Backup, NewBackup};
 use crate::archive::derive::derive;
 use crate::index::repository::on_test_packs;
 use crate::monitor::Silent;
 use crate::names::ServerName;
+use crate::testing::{SYSTEM, backup_end, new_backup};
 use crate::upkeep::sweep::SweepOptions;
 
 const WINDOW: usize = 8192;
-
-const SYSTEM: SystemId = SystemId(7_710_414_268_036_822_209);
 
 const ATTRIBUTES: Attributes = Attributes {
     mode: 0o600,
@@ -38,13 +37,8 @@ fn back_up(repository: &Repository, server: &ServerName, files: &Files) -> Backu
         .begin_backup(
             server,
             NewBackup {
-                label: None,
-                system_id: SYSTEM,
-                server_version: ServerVersion(150_018),
-                segment_size: SegmentSize::MIN,
                 wal_included: true,
-                fork: None,
-                timezone: None,
+                ..new_backup(SYSTEM)
             },
         )
         .unwrap();
@@ -61,17 +55,7 @@ fn back_up(repository: &Repository, server: &ServerName, files: &Files) -> Backu
         file.finish().unwrap();
     }
     run.end_tree(ATTRIBUTES).unwrap();
-    run.finish(BackupEnd {
-        start_lsn: Lsn(SegmentSize::MIN.bytes() + 40),
-        stop_lsn: Lsn(SegmentSize::MIN.bytes() + 4096),
-        timeline: TimelineId(1),
-        data_checksums: Some(true),
-        tablespaces: Vec::new(),
-        sent_bytes: 1,
-        checksum_failures: Vec::new(),
-        from_standby: false,
-    })
-    .unwrap()
+    run.finish(backup_end(1, 1)).unwrap()
 }
 
 fn archive(repository: &Repository, server: &ServerName, number: u32) {
