@@ -26,6 +26,7 @@
 //! | `read-<server>-<id>` | readers of a backup, shared | its deletion without force, which takes it alone |
 //! | `sync-packs-<repository>` | a process that reads the footers of a primary's new packs | another such process |
 //! | `cron-memory` | a change of what cron remembers | another such change |
+//! | `pack-entry` | a process that enters a pack of another one, and a sweep that removes one | another such process |
 //! | `make` | a process that makes the repository | another such process |
 //! | `verify-<server>:<token>` | a verification; without a server one of everything | nothing: it shows that it is at work |
 //!

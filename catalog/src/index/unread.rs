@@ -35,6 +35,10 @@ use crate::index::repository::Repository;
 const WRITER_TRIES: u32 = 10;
 const WRITER_PAUSE: Duration = Duration::from_millis(20);
 
+/// The lock under which a pack that another process has made is entered, and under which a sweep removes one. A sweep deletes the
+/// rows first: without the lock, a survey would find the file of such a pack and enter it again, and then the file would go.
+pub(crate) const ENTRY: &str = "pack-entry";
+
 /// Failed look-ups survey the store at most this often: a reader of damaged data fails thousands of times.
 const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
@@ -453,8 +457,12 @@ impl Surveyor {
         self.knows(pack)
     }
 
+    /// As long as the lock is held, no sweep removes the file: a pack that has one here still has one when it is entered.
     fn adopt_one(&self, pack: PackId) -> Result<records::Entered> {
         let storage = self.storage.as_ref();
+        let _entry = self
+            .locks
+            .wait_exclusive(ENTRY, "entry of a pack that was not in the catalog")?;
         let closed = read_footer(storage, pack)?;
         // Its writer may have been killed before it could do that, and a crash must not remove what is in the catalog.
         storage.settle(&[pack])?;

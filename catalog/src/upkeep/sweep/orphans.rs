@@ -4,7 +4,11 @@
 //! its next attempt will look up. A pack that its living writer is just entering may be adopted too; the second of the
 //! two finds it in the catalog.
 //!
+//! Only the sweep itself removes packs, so no lock is needed here as for the surveys of other processes ([`unread`]).
+//!
 //! A pack that cannot be read may hold a backup's record, so everything may be in use: then nothing is freed.
+//!
+//! [`unread`]: crate::index::unread
 
 use barmanfs_store::{Listed, PackId, Part, read_footer};
 

@@ -1,7 +1,9 @@
 //! Removes packs that nothing refers to.
 //!
 //! First the rows are deleted, in one transaction; then the file. So a reader never finds a row whose pack is gone
-//! while the chunk is elsewhere. A kill in between leaves an orphan, which the next sweep adopts and removes.
+//! while the chunk is elsewhere. A kill in between leaves an orphan, which the next sweep adopts and removes. Both are done
+//! under a lock: a failed look-up of another process, which finds the file without a row, must not enter the pack that is
+//! about to go ([`ENTRY`]).
 
 use barmanfs_store::PackId;
 use rusqlite::Transaction;
@@ -9,6 +11,7 @@ use rusqlite::Transaction;
 use crate::error::Result;
 use crate::index::chunk_lists;
 use crate::index::condemned::{self, PackRow};
+use crate::index::unread::ENTRY;
 use crate::upkeep::sweep::Sweep;
 use crate::upkeep::sweep::mark::Mark;
 
@@ -35,6 +38,7 @@ impl Sweep<'_> {
 
     /// Removes a condemned pack, unless a writer that needs it has been added to its list.
     fn remove_one(&mut self, pack: &PackRow) -> Result<()> {
+        let _entry = self.repository.locks.wait_exclusive(ENTRY, "removal of a pack")?;
         let forgotten = self.repository.db.write(|transaction| {
             let awaited = condemned::is_awaited(transaction, pack.seq)?;
             if !awaited {
