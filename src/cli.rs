@@ -361,10 +361,8 @@ pub(crate) enum Command {
     Delete(upkeep::DeleteArgs),
 
     /// Free the space of deleted and failed backups
-    #[command(
-        after_help = "Safe at any time, also while backups, archiving and mounts run.\n\nExamples:\n  barmanfs sweep"
-    )]
-    Sweep(JsonOption),
+    #[command(after_help = upkeep::SWEEP_HELP)]
+    Sweep(upkeep::SweepArgs),
 
     /// Show WAL files that were put aside, accept them or delete them
     #[command(after_help = quarantine::AFTER_HELP)]

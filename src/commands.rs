@@ -201,7 +201,7 @@ impl App {
             Command::Delete(args) => delete::run(self, &args),
             Command::Retention(args) => retention::run(self, &args),
             Command::Keep(args) => keep::run(self, &args),
-            Command::Sweep(json) => sweep::run(self, json),
+            Command::Sweep(args) => sweep::run(self, &args),
             Command::Copy(args) => copy::run(self, &args),
             Command::Sync(args) => sync::run(self, &args),
             Command::SyncBackup(args) => sync::backup(self, &args),

@@ -1,80 +1,15 @@
-//! A limit of bytes per second, for all threads of a backup or a restore together.
+//! The limit of bytes per second that the threads of a backup or a restore share, where a signal ends the wait.
 
-use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use barmanfs_store::sync::lock;
+pub(crate) use barmanfs_store::Throttle;
 
 use crate::signals::Interruption;
 
-/// Makes threads wait, so that together they read or write no more than the limit.
-#[derive(Debug)]
-pub(crate) struct Throttle {
-    bytes_per_second: u64,
-    /// When the bytes that were taken so far may all have passed.
-    free_at: Mutex<Instant>,
-}
-
-impl Throttle {
-    pub(crate) fn new(bytes_per_second: u64) -> Self {
-        Self {
-            bytes_per_second: bytes_per_second.max(1),
-            free_at: Mutex::new(Instant::now()),
-        }
-    }
-
-    /// Waits until so many bytes may pass.
-    pub(crate) fn take(&self, bytes: u64) {
-        std::thread::sleep(self.delay(bytes, Instant::now()));
-    }
-
-    /// The same, or until a signal arrives.
-    pub(crate) fn take_or_stop(&self, bytes: u64, signals: &Interruption) {
-        let delay = self.delay(bytes, Instant::now());
-        if !delay.is_zero() {
-            signals.sleep(delay);
-        }
-    }
-
-    fn delay(&self, bytes: u64, now: Instant) -> Duration {
-        let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(self.bytes_per_second);
-        let takes = Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
-        let mut free_at = lock(&self.free_at);
-        // Time that was not used is not saved up.
-        let begins = (*free_at).max(now);
-        *free_at = begins + takes;
-        begins.saturating_duration_since(now)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bytes_pass_at_the_given_rate() {
-        let throttle = Throttle::new(1000);
-        let now = Instant::now() + Duration::from_secs(1);
-        assert_eq!(throttle.delay(500, now), Duration::ZERO);
-        assert_eq!(throttle.delay(500, now), Duration::from_millis(500));
-        assert_eq!(throttle.delay(500, now), Duration::from_secs(1));
-        // After a pause, nothing is made up for.
-        let later = now + Duration::from_secs(10);
-        assert_eq!(throttle.delay(1000, later), Duration::ZERO);
-        assert_eq!(throttle.delay(1, later), Duration::from_secs(1));
-    }
-
-    #[test]
-    fn the_rate_is_that_of_all_threads_together() {
-        let throttle = Throttle::new(1024 * 1024);
-        let now = Instant::now();
-        let waits = [0, 1, 2].map(|_| throttle.delay(1 << 20, now));
-        let second = Duration::from_secs(1);
-        assert!(waits[0] < second / 10);
-        assert!(waits[1] >= second && waits[1] < 2 * second, "{waits:?}");
-        assert!(waits[2] >= 2 * second, "{waits:?}");
-        let later = now + Duration::from_secs(60);
-        assert_eq!(throttle.delay(1 << 20, later), Duration::ZERO);
-        assert_eq!(throttle.delay(1, later), second);
+/// Waits until so many bytes may pass, or until a signal arrives.
+pub(crate) fn take_or_stop(throttle: &Throttle, bytes: u64, signals: &Interruption) {
+    let delay = throttle.delay(bytes, Instant::now());
+    if !delay.is_zero() {
+        signals.sleep(delay);
     }
 }

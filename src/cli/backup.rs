@@ -192,7 +192,7 @@ pub(super) fn label(text: &str) -> Result<String, String> {
 }
 
 /// Parses a rate in kilobytes per second, in PostgreSQL's units.
-fn max_rate(text: &str) -> Result<u32, String> {
+pub(super) fn max_rate(text: &str) -> Result<u32, String> {
     let wrong = || {
         let (low, high) = (MAX_RATE_KIB.start(), MAX_RATE_KIB.end());
         format!("allowed is a rate from {low} to {high} kB per second, like 4000, 32M or 1G")

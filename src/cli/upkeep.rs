@@ -8,6 +8,7 @@ use clap::Args;
 use barmanfs_catalog::CronTask;
 
 use super::JsonOption;
+use super::backup::max_rate;
 
 /// Ends `barmanfs init --help`.
 pub(super) const INIT_HELP: &str = "\
@@ -31,6 +32,24 @@ Examples:
   barmanfs delete main --before 20261101T020000
   barmanfs delete main --target latest --dry-run
   barmanfs delete main --all --force";
+
+/// Ends `barmanfs sweep --help`.
+pub(super) const SWEEP_HELP: &str = "\
+Safe at any time, also while backups, archiving and mounts run. Killed, it loses nothing: what it has freed is freed.
+
+Examples:
+  barmanfs sweep
+  barmanfs sweep --max-rate 50M";
+
+/// `sweep`
+#[derive(Debug, Args)]
+pub(crate) struct SweepArgs {
+    /// Most that is copied per second out of packs that are in use in part, in kB or with k, M or G
+    #[arg(long, value_name = "RATE", value_parser = max_rate)]
+    pub(crate) max_rate: Option<u32>,
+    #[command(flatten)]
+    pub(crate) json: JsonOption,
+}
 
 /// Ends `barmanfs rebuild-catalog --help`.
 pub(super) const REBUILD_CATALOG_HELP: &str = "\

@@ -1,22 +1,28 @@
 //! `barmanfs sweep`.
 
+use std::num::NonZero;
+
 use barmanfs_catalog::{SweepOptions, SweepReport};
 
 use super::App;
-use crate::cli::JsonOption;
+use crate::cli::upkeep::SweepArgs;
 use crate::error::{Error, Outcome};
 use crate::output::{self, Output};
 use crate::progress::Shown;
 
 /// Runs the command.
-pub(crate) fn run(app: &mut App, json: JsonOption) -> Result<Outcome, Error> {
+pub(crate) fn run(app: &mut App, args: &SweepArgs) -> Result<Outcome, Error> {
     let repository = app.repository_for_writing()?;
+    let rate = args.max_rate.map(|kb| u64::from(kb) * 1024);
     let report = repository.sweep(
-        &SweepOptions::default(),
+        &SweepOptions {
+            bytes_per_second: rate.and_then(NonZero::new),
+            ..SweepOptions::default()
+        },
         &mut Shown::start("Sweep", app.options.quiet),
     )?;
     let clean = report.missing_chunks == 0 && report.problems.is_empty() && report.unfinished.is_none();
-    if json.json {
+    if args.json.json {
         app.out.json(&report)?;
     } else if !(app.options.quiet && clean) {
         show(&mut app.out, &report)?;

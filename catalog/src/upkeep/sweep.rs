@@ -27,10 +27,11 @@
 //! and removed.
 
 use std::collections::BTreeSet;
+use std::num::NonZero;
 use std::time::Duration;
 
 use barmanfs_pg::TimestampMicros;
-use barmanfs_store::{PackId, RecordId};
+use barmanfs_store::{PackId, RecordId, Throttle};
 use serde::Serialize;
 
 use crate::archive::clones::CLONE_PREFIX;
@@ -70,6 +71,8 @@ pub struct SweepOptions {
     pub abandoned_after: Duration,
     /// The time by which a day is over, so that its WAL can be merged; now, if there is none.
     pub as_of: Option<TimestampMicros>,
+    /// At most so many bytes are copied in a second.
+    pub bytes_per_second: Option<NonZero<u64>>,
 }
 
 impl Default for SweepOptions {
@@ -78,6 +81,7 @@ impl Default for SweepOptions {
             dead_percent: 20,
             abandoned_after: Duration::from_secs(60),
             as_of: None,
+            bytes_per_second: None,
         }
     }
 }
@@ -146,6 +150,8 @@ struct Sweep<'a> {
     newest: i64,
     /// Records of lost chunks of which nothing needs any, or which have all come back.
     settled: BTreeSet<RecordId>,
+    /// Limits how fast content is copied.
+    throttle: Option<Throttle>,
     gate: Lock,
     _lock: Lock,
 }
@@ -192,6 +198,7 @@ impl Repository {
             report,
             newest: i64::MAX,
             settled: BTreeSet::new(),
+            throttle: options.bytes_per_second.map(|rate| Throttle::new(rate.get())),
             gate,
             _lock: lock,
         };

@@ -28,6 +28,7 @@ mod random;
 pub mod reader;
 pub mod storage;
 pub mod sync;
+pub mod throttle;
 pub mod tree;
 
 pub use codec::{Encoding, Frame};
@@ -44,6 +45,7 @@ pub use reader::ChunkReader;
 pub use storage::{
     CountedPacks, Listed, LocalPacks, PackStorage, PackUpload, Part, PartMark, open_regular, open_unlinked,
 };
+pub use throttle::Throttle;
 pub use tree::{
     ComposedSink, FileSink, Finder, SingleFile, StoredFile, TreeOptions, TreeReader, TreeTotals, TreeWriter,
 };

@@ -1,11 +1,12 @@
 //! Sweeping: data in use stays, whatever happens at the same time; the space of other data is freed.
 
+use std::num::NonZero;
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::common::{
     Files, Fixture, SYSTEM, WINDOW, archive, attributes, back_up, backup_end, begin, clone_of, finish,
@@ -370,9 +371,21 @@ fn sparse_packs_are_repacked() {
     let (name, bytes) = segment(1, SYSTEM, 3);
     archive(&f.repository, &f.server, &name, &bytes).unwrap();
     f.repository.delete_backup(&first, false).unwrap();
-    let report = sweep(&f.repository);
+    let rate = 1_000_000;
+    let limited = SweepOptions {
+        bytes_per_second: NonZero::new(rate),
+        ..SweepOptions::default()
+    };
+    let began = Instant::now();
+    let report = f.repository.sweep(&limited, &mut Silent).unwrap();
     assert_eq!(report.repacked_packs, 1, "{report:?}");
     assert!(pack_bytes(&f.repository) < 1_500_000, "{report:?}");
+    // The last chunk waits for those before it.
+    let least = Duration::from_secs(report.copied_bytes - 140_000) / u32::try_from(rate).unwrap();
+    assert!(
+        report.copied_bytes > 300_000 && began.elapsed() >= least,
+        "{report:?}"
+    );
     assert_eq!(restore(&f.repository, &second), small);
     assert_eq!(
         sweep(&f.repository).repacked_packs,

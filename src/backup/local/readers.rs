@@ -16,7 +16,7 @@ use crate::backup::pages::{Findings, Rules};
 use crate::error::Error;
 use crate::progress::Progress;
 use crate::signals::Interruption;
-use crate::throttle::Throttle;
+use crate::throttle::{Throttle, take_or_stop};
 
 /// Files that wait for a thread.
 const WAITING_MAX: usize = 64;
@@ -121,7 +121,7 @@ impl Readers<'_> {
         self.progress
             .set(done, self.total_bytes.map(|total| total.max(done)));
         if let Some(throttle) = self.throttle {
-            throttle.take_or_stop(bytes, self.signals);
+            take_or_stop(throttle, bytes, self.signals);
         }
     }
 }

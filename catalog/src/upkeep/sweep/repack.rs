@@ -73,6 +73,9 @@ impl Sweep<'_> {
                 .target(self)?
                 .append(id, location.raw_bytes as usize, location.base, &frame)?;
             self.report.copied_bytes += u64::from(location.stored_bytes);
+            if let Some(throttle) = &self.throttle {
+                throttle.take(location.stored_bytes.into());
+            }
         }
         // The catalog's copies of the records are written, so a pack whose footer was damaged after it was entered
         // becomes whole again.
