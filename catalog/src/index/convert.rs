@@ -17,11 +17,11 @@ use crate::index::schema;
 /// How often it says how far it is.
 const SAID_EVERY: Duration = Duration::from_secs(2);
 
-/// Replaces the table `chunks`, if there is one, in the transaction that upgrades the catalog.
+/// Replaces the table `chunks`, if there is one, and gives runs their tokens, in the transaction that upgrades the catalog.
 pub(crate) fn places_of_chunks(db: &Connection) -> Result<()> {
     let old = "SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'chunks'";
     if !db.prepare(old)?.exists([])? {
-        return Ok(());
+        return add_tokens(db);
     }
     db.execute_batch(schema::CREATE_PLACES)?;
     {
@@ -44,6 +44,17 @@ pub(crate) fn places_of_chunks(db: &Connection) -> Result<()> {
         all_keys.write(db)?;
     }
     Ok(db.execute_batch("DROP TABLE chunks")?)
+}
+
+/// Layout 11 has the same tables, but no tokens.
+fn add_tokens(db: &Connection) -> Result<()> {
+    let has = "SELECT 1 FROM pragma_table_info('runs') WHERE name = 'token'";
+    if !db.prepare(has)?.exists([])? {
+        db.execute_batch(
+            "ALTER TABLE runs ADD COLUMN token INTEGER NOT NULL DEFAULT 0; UPDATE runs SET token = random();",
+        )?;
+    }
+    Ok(())
 }
 
 /// Says how far it is, if it takes long.
@@ -314,6 +325,28 @@ mod tests {
         for _ in 0..2 {
             let error = Repository::open_with(&path, derive).unwrap_err();
             assert!(matches!(error, Error::CatalogDamaged { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn runs_of_the_layout_before_get_tokens() {
+        let (_directory, repository) = temporary();
+        let writer = repository.writer("test").unwrap();
+        let packs: Vec<ClosedPack> = (0..3).map(|seed| make_pack(&repository, seed, 20)).collect();
+        packs.iter().for_each(|pack| writer.publish(pack).unwrap());
+        let before = "ALTER TABLE runs DROP COLUMN token; PRAGMA user_version = 11";
+        repository.db.write(|db| Ok(db.execute_batch(before)?)).unwrap();
+        let path = repository.path().to_path_buf();
+        drop((writer, repository));
+        let repository = Repository::open_with(&path, derive).unwrap();
+        let tokens = "SELECT count(DISTINCT token) = count(*) AND count(*) = 3 FROM runs";
+        let differ: bool = repository
+            .db
+            .read(|db| Ok(db.query_row(tokens, [], |row| row.get(0))?))
+            .unwrap();
+        assert!(differ);
+        for chunk in packs.iter().flat_map(|pack| &pack.chunks) {
+            assert!(!repository.db.read(|db| places(db, &chunk.id)).unwrap().is_empty());
         }
     }
 }

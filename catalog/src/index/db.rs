@@ -28,6 +28,7 @@ pub(crate) use crate::index::db::shrink::allow_shrinking;
 pub(crate) use crate::index::db::upgrade::create_tables;
 use crate::index::footer_ids::FooterIds;
 use crate::index::records::Derive;
+use crate::index::runs::filters::Filters;
 
 use barmanfs_store::PackStorage;
 use barmanfs_store::sync::lock;
@@ -59,6 +60,7 @@ pub(crate) struct Db {
     owner: Owner,
     derive: Derive,
     ids: Arc<FooterIds>,
+    filters: Arc<Filters>,
     pool: Mutex<Pool>,
     writer: Mutex<Option<(Identity, Link)>>,
 }
@@ -117,7 +119,9 @@ impl Db {
         let identity = identify(path)?;
         let ids = Arc::new(FooterIds::of(packs));
         let first = connect(path, &owner, derive)?;
+        let filters = Arc::<Filters>::default();
         ids.teach(&first.connection)?;
+        filters.teach(&first.connection)?;
         let pool = Pool {
             identity,
             looked_at: Instant::now(),
@@ -129,6 +133,7 @@ impl Db {
             owner,
             derive,
             ids,
+            filters,
             pool: Mutex::new(pool),
             writer: Mutex::new(None),
         })
@@ -147,6 +152,7 @@ impl Db {
     fn connect(&self) -> Result<Link> {
         let link = connect(&self.path, &self.owner, self.derive)?;
         self.ids.teach(&link.connection)?;
+        self.filters.teach(&link.connection)?;
         Ok(link)
     }
 
@@ -173,6 +179,11 @@ impl Db {
     pub(crate) fn read<T>(&self, work: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
         let (replaced, link) = self.take_reader()?;
         let result = work(&link.connection).map_err(|error| error.in_catalog(&self.path));
+        if result.is_ok()
+            && let Err(error) = self.filters.go_on(&link.connection)
+        {
+            tracing::debug!("No filters of the catalog's runs are made: {error}");
+        }
         if result.is_ok() && !link.alone {
             let mut pool = lock(&self.pool);
             if pool.replaced == replaced && pool.idle.len() < IDLE_READERS_MAX {

@@ -3,7 +3,8 @@
 //! An *entry* has the first eight bytes of a chunk's id, its *key*, and where the chunk is: the row of its pack and its
 //! number in the pack. A *run* is a sequence of sorted entries, in pages that fill one page of SQLite each. A page is
 //! found by the run and the first forty bits of its first key. No two pages of a run have keys with the same forty bits, so one page of each
-//! run has all entries of a key. A look-up reads that page of each run, the largest run first.
+//! run has all entries of a key. A look-up reads that page of each run, the largest run first, except of those that have no such
+//! entry according to a filter ([`filters`]).
 //!
 //! A new pack makes one small run, in the transaction that enters the pack: writing goes to a few new pages, wherever its
 //! ids are. As soon as [`FAN`] runs have the same *level*, they are merged into one of the next level. So an entry is
@@ -25,6 +26,7 @@ use rusqlite::{Connection, params};
 use crate::error::{Error, Result};
 use crate::index::sorted::Collector;
 
+pub(crate) mod filters;
 #[cfg(test)]
 mod measure;
 pub(crate) mod merge;
@@ -142,7 +144,7 @@ pub(crate) fn add(db: &Connection, pack: i64, keys: impl Iterator<Item = Key>) -
 }
 
 fn insert_run(db: &Connection, run: i64, entries: usize) -> Result<()> {
-    db.prepare_cached("INSERT INTO runs (run, level, entries) VALUES (?1, ?2, ?3)")?
+    db.prepare_cached("INSERT INTO runs (run, level, entries, token) VALUES (?1, ?2, ?3, random())")?
         .execute(params![run, level_of(entries), entries])?;
     Ok(())
 }
@@ -215,22 +217,30 @@ fn write_pages(db: &Connection, run: i64, mut rest: &[Entry]) -> Result<()> {
     Ok(())
 }
 
-/// Calls `each` with the places where a chunk with this key may be, until it breaks; with a place that is just being moved
-/// perhaps twice. Queries in `each` see the same state of the catalog.
+/// Calls `each` with the places where a chunk with this key may be, until it breaks. Queries in `each` see the same state of the
+/// catalog.
+///
+/// Of a merge, either the runs that it takes entries from are looked at or the new one, by how far it has come; and of all these,
+/// only those that have no filter or pass it ([`filters`]).
 pub(crate) fn candidates(
     db: &Connection,
     key: Key,
     each: &mut dyn FnMut(Candidate) -> Result<ControlFlow<()>>,
 ) -> Result<()> {
     let mut pages = db.prepare_cached(
-        "SELECT p.entries FROM runs r CROSS JOIN run_pages p
-         WHERE p.first = (SELECT max(q.first) FROM run_pages q WHERE q.first BETWEEN r.run << 40 AND (r.run << 40) | ?1)
+        "SELECT (SELECT p.entries FROM run_pages p WHERE p.first BETWEEN r.run << 40 AND (r.run << 40) | ?1
+                 ORDER BY p.first DESC LIMIT 1)
+         FROM runs r
+         WHERE (r.reached IS NULL OR r.reached > ?1)
+           AND NOT EXISTS (SELECT 1 FROM runs o WHERE o.run = r.into_run AND o.reached > ?1)
+           AND may_have(r.token, ?2)
          ORDER BY r.entries DESC",
     )?;
-    let mut rows = pages.query([key.head()])?;
+    let mut rows = pages.query([key.head(), key.0.cast_signed()])?;
     let mut found: Vec<Candidate> = Vec::new();
     while let Some(row) = rows.next()? {
-        let page = entries(row.get_ref(0)?.as_blob().map_err(rusqlite::Error::from)?)?;
+        let page = row.get_ref(0)?.as_blob_or_null().map_err(rusqlite::Error::from)?;
+        let page = entries(page.unwrap_or_default())?;
         let wanted = key.0.to_be_bytes();
         let from = page.partition_point(|entry| entry.as_slice() < wanted.as_slice());
         found.clear();

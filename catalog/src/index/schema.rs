@@ -4,10 +4,10 @@
 //! `writers_listed`, `condemned_before`): losing that only delays a sweep ([`condemned`](crate::index::condemned)). So
 //! nothing is ever migrated that packs do not give back. If a new layout changes only what the records mean, opening the
 //! catalog makes those tables again from its records. Layout 11 also changed how places of chunks are kept: opening a
-//! catalog of an earlier one makes them from the rows it had.
+//! catalog of an earlier one makes them from the rows it had. Layout 12 gave the runs of shortened ids their tokens.
 
 /// Number of this layout, kept in SQLite's `user_version`.
-pub(crate) const LAYOUT: i64 = 11;
+pub(crate) const LAYOUT: i64 = 12;
 
 /// The oldest layout with the same tables of packs and records.
 pub(crate) const OLDEST_LAYOUT: i64 = 1;
@@ -57,13 +57,14 @@ pub(crate) const CREATE_PLACES: &str = "
 -- The chunks of each pack without their ids, see chunk_lists.rs. first: the pack and the number of the row's first chunk.
 CREATE TABLE chunk_lists (first INTEGER PRIMARY KEY, list BLOB NOT NULL);
 -- Which packs may have a chunk, see runs.rs. into_run: the run into which this one is being merged. reached: how far the merge
--- into this run has come, until it is done.
+-- into this run has come, until it is done. token: a random number that no other run has.
 CREATE TABLE runs (
     run INTEGER PRIMARY KEY,
     level INTEGER NOT NULL,
     entries INTEGER NOT NULL,
     into_run INTEGER,
-    reached INTEGER
+    reached INTEGER,
+    token INTEGER NOT NULL
 );
 CREATE INDEX runs_by_entries ON runs (entries);
 CREATE TABLE run_pages (first INTEGER PRIMARY KEY, entries BLOB NOT NULL);
@@ -363,7 +364,7 @@ mod tests {
             .collect();
         assert_eq!(
             (LAYOUT, crc32c::crc32c(tables.as_bytes())),
-            (11, 924_439_165),
+            (12, 1_671_846_962),
             "The tables have changed: raise LAYOUT, and put the new pair here"
         );
     }

@@ -9,6 +9,7 @@ use barmanfs_store::{Encoding, Frame, PackWriter, PackedChunk};
 
 use super::*;
 use crate::index::repository::temporary;
+use crate::index::runs::filters::Filters;
 use crate::index::runs::merge;
 use crate::index::{footer_ids, schema};
 
@@ -165,10 +166,11 @@ impl Model {
     }
 }
 
-fn catalog(footers: &Footers) -> Connection {
+fn catalog(footers: &Footers, filters: &Arc<Filters>) -> Connection {
     let db = Connection::open_in_memory().unwrap();
     let all = [schema::CREATE, schema::CREATE_PLACES, schema::CREATE_MEANINGS];
     db.execute_batch(&all.concat()).unwrap();
+    filters.teach(&db).unwrap();
     let footers = Arc::clone(footers);
     footer_ids::teach(&db, move |pack, offset| {
         let footers = lock(&footers);
@@ -332,8 +334,8 @@ fn assert_agrees(db: &Connection, model: &Model, id: &ChunkId, round: u64) {
 #[test]
 fn look_ups_agree_with_a_plain_list() {
     for seed in 1..4 {
-        let footers = Footers::default();
-        let db = catalog(&footers);
+        let (footers, filters) = (Footers::default(), Arc::default());
+        let db = catalog(&footers, &filters);
         let mut model = Model::default();
         for (round, choice) in (1000 * seed..).zip(noise(seed, 4 * 150).chunks_exact(4)) {
             let before = (model.clone(), lock(&footers).clone());
@@ -344,6 +346,7 @@ fn look_ups_agree_with_a_plain_list() {
                 db.execute_batch("ROLLBACK TO step").unwrap();
                 (model, *lock(&footers)) = before;
             }
+            filters.make(&db, usize::from(choice[2] % 4), 1 << 20).unwrap();
             db.execute_batch("RELEASE step").unwrap();
             for of in noise(round, 24).chunks_exact(2) {
                 let id = id(u16::from_le_bytes([of[0], of[1]]) % IDS);
@@ -360,7 +363,7 @@ fn look_ups_agree_with_a_plain_list() {
 #[test]
 fn deltas_are_found_by_their_bases() {
     let footers = Footers::default();
-    let db = catalog(&footers);
+    let db = catalog(&footers, &Arc::default());
     let mut model = Model::default();
     for seed in 1..10 {
         enter(&db, &footers, &mut model, pack(seed, 200));

@@ -1,7 +1,7 @@
 //! Figures of the index with made-up chunks. Run by hand, optimized:
 //! `MADE_UP_CHUNKS=10000000 cargo test --release -p barmanfs-catalog --lib figures_of_the_index -- --ignored --nocapture`
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use barmanfs_store::testing::noise;
 use barmanfs_store::{ChunkId, ClosedPack, Encoding, PackId, PackedChunk};
@@ -18,6 +18,13 @@ fn written_bytes() -> u64 {
     let io = std::fs::read_to_string("/proc/self/io").unwrap();
     let line = io.lines().find_map(|line| line.strip_prefix("wchar: "));
     line.unwrap().parse().unwrap()
+}
+
+/// What this thread has taken of a core.
+fn used() -> Duration {
+    let of_thread = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+    let nanoseconds = of_thread.split(' ').next().unwrap();
+    Duration::from_nanos(nanoseconds.parse().unwrap())
 }
 
 fn pack(number: u64, deltas: usize) -> ClosedPack {
@@ -77,18 +84,24 @@ fn figures_of_the_index() {
     );
     let look_up = |what: &str, ids: &[ChunkId]| {
         for _ in 0..2 {
-            let began = Instant::now();
+            let (began, before) = (Instant::now(), used());
             for id in ids {
                 repository.db.read(|db| kept_place(db, id)).unwrap();
             }
-            println!("{what}: {:?} for each", began.elapsed() / ids.len() as u32);
+            let each = |all: Duration| all / ids.len() as u32;
+            println!(
+                "{what}: {:?} for each, {:?} of a core",
+                each(began.elapsed()),
+                each(used() - before)
+            );
         }
     };
-    let known: Vec<ChunkId> = (0..2000)
+    let known: Vec<ChunkId> = (0..20_000)
         .map(|at| pack(at * 7919 % packs, 0).chunks[at as usize % OF_A_PACK].id)
         .collect();
-    let unknown: Vec<ChunkId> = (0..2000)
-        .map(|at| pack(packs + 1, 0).chunks[at % OF_A_PACK].id)
+    let unknown: Vec<ChunkId> = (0..40)
+        .flat_map(|at| pack(packs + 1 + at, 0).chunks)
+        .map(|chunk| chunk.id)
         .collect();
     look_up("known", &known);
     look_up("unknown", &unknown);

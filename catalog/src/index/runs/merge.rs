@@ -107,8 +107,10 @@ fn begin(db: &Connection, level: Option<u32>, to: u32) -> Result<()> {
         "UPDATE runs SET into_run = ?1 WHERE into_run IS NULL AND reached IS NULL AND coalesce(level = ?2, 1)",
     )?
     .execute(params![output, level])?;
-    db.prepare_cached("INSERT INTO runs (run, level, entries, reached) VALUES (?1, ?2, 0, 0)")?
-        .execute(params![output, to])?;
+    db.prepare_cached(
+        "INSERT INTO runs (run, level, entries, reached, token) VALUES (?1, ?2, 0, 0, random())",
+    )?
+    .execute(params![output, to])?;
     Ok(())
 }
 

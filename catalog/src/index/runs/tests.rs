@@ -1,14 +1,21 @@
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use barmanfs_store::testing::noise;
 
 use super::*;
+use crate::index::runs::filters::Filters;
 use crate::index::schema;
 
 fn catalog() -> Connection {
+    catalog_with(&Arc::default())
+}
+
+fn catalog_with(filters: &Arc<Filters>) -> Connection {
     let db = Connection::open_in_memory().unwrap();
     db.execute_batch(&[schema::CREATE, schema::CREATE_PLACES].concat())
         .unwrap();
+    filters.teach(&db).unwrap();
     db
 }
 
@@ -95,11 +102,14 @@ fn assert_sound(db: &Connection) {
     }
 }
 
-/// Packs come and go, some in transactions that are rolled back, and merges go on in small steps: each pack that is there has
-/// all its entries, and no look-up depends on how far a merge is.
+/// Packs come and go, some in transactions that are rolled back, merges go on in small steps, and filters are made in small steps
+/// as well, with room for all of them or for some: each pack that is there has all its entries, and no look-up depends on how far a
+/// merge is.
 #[test]
 fn every_entry_is_found_at_each_step() {
-    let db = catalog();
+    let filters = Arc::default();
+    let db = catalog_with(&filters);
+    let mut read = 0;
     let mut packs: Vec<(i64, Vec<Key>)> = Vec::new();
     let choices = noise(1, 4 * 120);
     for (round, choice) in (2_u64..).zip(choices.chunks_exact(4)) {
@@ -122,6 +132,12 @@ fn every_entry_is_found_at_each_step() {
             db.execute_batch("ROLLBACK TO step").unwrap();
             packs = before;
         }
+        let room = if choice[2].is_multiple_of(16) {
+            4000
+        } else {
+            1 << 20
+        };
+        read += filters.make(&db, usize::from(choice[2] % 8), room).unwrap();
         db.execute_batch("RELEASE step").unwrap();
         assert_sound(&db);
         for key in keys(round, 20)
@@ -138,7 +154,7 @@ fn every_entry_is_found_at_each_step() {
             assert_eq!(found, expected, "round {round}");
         }
     }
-    assert!(packs.len() > 20, "{}", packs.len());
+    assert!(packs.len() > 20 && read > 100, "{}, {read}", packs.len());
     while merge::step(&db, 1000).unwrap().is_some() {}
     assert_sound(&db);
     assert!(
@@ -248,4 +264,100 @@ fn what_is_entered_at_once_is_found_like_the_rest() {
             assert_sound(&db);
         }
     }
+}
+
+/// A catalog in a file, and a second connection to it.
+fn shared(filters: &Arc<Filters>) -> (tempfile::TempDir, [Connection; 2]) {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("catalog");
+    let connect = || {
+        let db = Connection::open(&file).unwrap();
+        filters.teach(&db).unwrap();
+        db
+    };
+    let first = connect();
+    first.pragma_update(None, "journal_mode", "WAL").unwrap();
+    first
+        .execute_batch(&[schema::CREATE, schema::CREATE_PLACES].concat())
+        .unwrap();
+    (directory, [first, connect()])
+}
+
+/// One connection stays at an earlier state while the other one merges, and each makes filters that both use.
+#[test]
+fn filters_are_right_in_earlier_states_of_the_catalog() {
+    for seed in 0..20 {
+        let filters = Arc::default();
+        let (_directory, [writes, reads]) = shared(&filters);
+        let packs: Vec<(i64, Vec<Key>)> = (0..4)
+            .map(|pack| match pack % 2 {
+                0 => random_keys(seed * 10 + pack, 900),
+                _ => keys(seed * 10 + pack, 900),
+            })
+            .map(|keys| (enter(&writes, &keys), keys))
+            .collect();
+        let mut random = fastrand::Rng::with_seed(seed);
+        merge::begin_all(&writes).unwrap();
+        let mut view = reads.unchecked_transaction().unwrap();
+        for _ in 0..40 {
+            match random.u32(0..4) {
+                0 => drop(merge::step(&writes, random.usize(1..400)).unwrap()),
+                1 => drop(filters.make(&writes, random.usize(0..4), 1 << 20).unwrap()),
+                2 => drop(filters.make(&view, random.usize(0..4), 1 << 20).unwrap()),
+                _ if random.bool() => {
+                    drop(view);
+                    view = reads.unchecked_transaction().unwrap();
+                }
+                _ => merge::begin_all(&writes).unwrap(),
+            }
+            for (of, keys) in &packs {
+                let number = random.u16(0..900);
+                let entry = Candidate { pack: *of, number };
+                let key = keys[usize::from(number)];
+                assert!(
+                    found(&view, key).contains(&entry),
+                    "seed {seed}, an earlier state"
+                );
+                assert!(found(&writes, key).contains(&entry), "seed {seed}");
+            }
+        }
+    }
+}
+
+/// How many pages a look-up reads.
+fn pages_read(db: &Connection, filters: &Filters, key: Key) -> usize {
+    let before = filters.passed();
+    found(db, key);
+    filters.passed() - before
+}
+
+#[test]
+fn look_ups_read_few_pages_where_there_are_filters() {
+    let filters = Arc::<Filters>::default();
+    let db = catalog_with(&filters);
+    let known: Vec<Vec<Key>> = (0..15).map(|pack| random_keys(pack, 2000)).collect();
+    for keys in &known {
+        enter(&db, keys);
+    }
+    let runs = number(&db, "SELECT count(*) FROM runs WHERE reached IS NULL");
+    assert!(runs > 5, "{runs}");
+    let unknown = random_keys(77, 1000);
+    let read = |keys: &[Key]| -> usize { keys.iter().map(|key| pages_read(&db, &filters, *key)).sum() };
+    assert!(read(&unknown) >= unknown.len() * runs / 2);
+    while filters.make(&db, 7, 1 << 20).unwrap() > 0 {}
+    // A merge that goes on has a run without a filter.
+    let merging = number(&db, "SELECT count(*) FROM runs WHERE reached IS NOT NULL");
+    let of_unknown = read(&unknown);
+    assert!(
+        of_unknown <= unknown.len() * (merging * 10 + runs) / 10,
+        "{of_unknown}"
+    );
+    let of_known = read(&known[3][..1000]);
+    assert!(
+        (1000..=1000 * (20 + merging * 10 + runs) / 10).contains(&of_known),
+        "{of_known}"
+    );
+    // Without room there are none.
+    filters.make(&db, 7, 0).unwrap();
+    assert!(read(&unknown) >= unknown.len() * runs / 2);
 }
