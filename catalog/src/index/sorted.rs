@@ -9,10 +9,13 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::fs::File;
 use std::io;
+use std::num::NonZero;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::thread;
 
 use barmanfs_store::sync::lock;
 
@@ -23,6 +26,15 @@ const BUFFER_KEYS: usize = 256 * 1024;
 
 /// Keys that are read from a run at a time: 4 KiB of chunk ids.
 const BLOCK_KEYS: usize = 128;
+
+/// Threads that work on keys at the same time.
+const MAX_THREADS: usize = 16;
+
+/// One thread works on fewer keys than this.
+const MANY: u64 = 64 * 1024;
+
+/// Parts that threads take, by the first six bits of the keys.
+const PARTS: usize = 64;
 
 /// Collects keys of `N` bytes.
 #[derive(Debug)]
@@ -147,6 +159,41 @@ impl<const N: usize> Sorted<N> {
         self.range(&[0; N], None)
     }
 
+    /// Calls `work` with parts of the keys that are all of them together, on all cores if there are many keys and `may_share`.
+    /// Returns what it returned.
+    pub(crate) fn in_parts<T: Send>(
+        &self,
+        may_share: bool,
+        work: impl Fn(Merged<'_, N>) -> Result<T> + Sync,
+    ) -> Result<Vec<T>> {
+        let cores = thread::available_parallelism().map_or(1, NonZero::get);
+        if self.len_at_most() < MANY || cores == 1 || !may_share {
+            return Ok(vec![work(self.all()?)?]);
+        }
+        let next = AtomicUsize::new(0);
+        let work_on_parts = || {
+            let mut done = Vec::new();
+            while let Some((low, high)) = part(next.fetch_add(1, Ordering::Relaxed)) {
+                done.push(work(self.range(&low, high.as_ref())?)?);
+            }
+            Ok(done)
+        };
+        thread::scope(|scope| {
+            let threads: Vec<_> = (0..cores.min(MAX_THREADS))
+                .map(|_| scope.spawn(work_on_parts))
+                .collect();
+            let mut done = Vec::new();
+            for thread in threads {
+                let of_thread: Result<Vec<T>> = match thread.join() {
+                    Ok(ended) => ended,
+                    Err(panic) => std::panic::resume_unwind(panic),
+                };
+                done.extend(of_thread?);
+            }
+            Ok(done)
+        })
+    }
+
     /// Whether this is one of them.
     pub(crate) fn contains(&self, key: &[u8; N]) -> Result<bool> {
         Ok(self.range(key, None)?.next()?.as_ref() == Some(key))
@@ -172,6 +219,17 @@ impl<const N: usize> Sorted<N> {
         }
         Ok(low_at)
     }
+}
+
+/// One of the [`PARTS`]: where it begins, and the next one.
+fn part<const N: usize>(number: usize) -> Option<([u8; N], Option<[u8; N]>)> {
+    let begin = |number: usize| {
+        let first = u8::try_from(number * (256 / PARTS)).ok()?;
+        let mut bound = [0; N];
+        *bound.first_mut()? = first;
+        Some(bound)
+    };
+    Some((begin(number)?, begin(number + 1)))
 }
 
 /// Keys in their order.
@@ -212,6 +270,17 @@ impl<const N: usize> Merged<'_, N> {
             }
         }
         Ok(None)
+    }
+
+    /// The next keys, as many as this; fewer at the end.
+    pub(crate) fn next_batch(&mut self, count: usize) -> Result<Vec<[u8; N]>> {
+        let mut batch = Vec::with_capacity(count);
+        while batch.len() < count
+            && let Some(key) = self.next()?
+        {
+            batch.push(key);
+        }
+        Ok(batch)
     }
 
     /// Takes the next key of a run.
@@ -280,7 +349,7 @@ mod tests {
             (low, high) in (0..700_u32, 0..700_u32),
         ) {
             let collector = Collector::with_buffer(buffer);
-            std::thread::scope(|scope| {
+            thread::scope(|scope| {
                 for part in added.chunks(added.len().div_ceil(3).max(1)) {
                     let collector = &collector;
                     scope.spawn(move || collector.add(part.iter().map(|key| key.to_be_bytes())).unwrap());

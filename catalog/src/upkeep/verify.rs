@@ -29,6 +29,7 @@ use crate::names::{BackupId, CloneName, ServerName};
 mod checking;
 pub(crate) mod lost;
 mod naming;
+mod needed;
 mod places;
 pub(crate) mod round;
 

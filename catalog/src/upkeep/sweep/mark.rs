@@ -12,9 +12,7 @@
 //! [`TreeReader::chunks_beside`]: barmanfs_store::TreeReader::chunks_beside
 
 use std::collections::HashMap;
-use std::num::NonZero;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::thread;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use barmanfs_store::{ChunkId, ChunkLocation, DirectoryRef, RecordId, TreeReader};
 use rusqlite::Connection;
@@ -32,15 +30,6 @@ const TELL_EVERY: u64 = 64;
 
 /// Copies resolved in one go: bounds how long one read of the catalog lasts.
 const BATCH: usize = 4096;
-
-/// Threads that look up copies.
-const MAX_THREADS: usize = 16;
-
-/// Fewer ids than this are looked up by one thread.
-const MANY: u64 = 64 * 1024;
-
-/// Parts in which threads take the ids: by their first six bits.
-const PARTS: usize = 64;
 
 /// Bytes of a kept copy: pack, position, stored bytes, id. Sorted by pack and position.
 const COPY_BYTES: usize = 8 + 4 + 4 + ChunkId::BYTES;
@@ -224,48 +213,28 @@ impl Copies<'_> {
     /// Finds the copies to keep: of everything met or, as whole chunks, of the bases of what is kept. Returns of how many
     /// there is none.
     fn keep_all(&self, ids: &Ids, wanted: Wanted) -> Result<u64> {
-        let cores = thread::available_parallelism().map_or(1, NonZero::get);
-        if ids.len_at_most() < MANY || cores == 1 || !self.repository.db.is_shared() {
-            return self.keep(ids.all()?, wanted);
-        }
-        let next = AtomicUsize::new(0);
-        thread::scope(|scope| {
-            let keep_parts = || {
-                let mut missing = 0;
-                while let Some(part) = part(next.fetch_add(1, Ordering::Relaxed)) {
-                    let (low, high) = part;
-                    missing += self.keep(ids.range(&low, high.as_ref())?, wanted)?;
-                }
-                Ok(missing)
-            };
-            let threads: Vec<_> = (0..cores.min(MAX_THREADS))
-                .map(|_| scope.spawn(keep_parts))
-                .collect();
-            let missing = threads.into_iter().map(|thread| {
-                let ended = thread.join();
-                ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            });
-            missing.sum()
-        })
+        let is_shared = self.repository.db.is_shared();
+        let missing = ids.in_parts(is_shared, |part| self.keep(part, wanted))?;
+        Ok(missing.into_iter().sum())
     }
 
     fn keep(&self, mut ids: Merged<'_, { ChunkId::BYTES }>, wanted: Wanted) -> Result<u64> {
         let mut missing = 0;
         loop {
-            let batch = next_batch(&mut ids)?;
+            let batch = ids.next_batch(BATCH)?;
             if batch.is_empty() {
                 return Ok(missing);
             }
             let mut copies = Vec::with_capacity(batch.len());
             let mut bases = Vec::new();
             self.repository.db.read(|db| {
-                for id in &batch {
-                    let Some(place) = place_to_keep(db, id, wanted)? else {
+                for id in batch.iter().copied().map(ChunkId) {
+                    let Some(place) = place_to_keep(db, &id, wanted)? else {
                         missing += 1;
                         continue;
                     };
                     bases.extend(place.location.base.map(|base| base.0));
-                    copies.push(Copy::at(*id, &place).to_bytes());
+                    copies.push(Copy::at(id, &place).to_bytes());
                 }
                 Ok(())
             })?;
@@ -273,19 +242,6 @@ impl Copies<'_> {
             self.bases.add(bases)?;
         }
     }
-}
-
-type Bound = [u8; ChunkId::BYTES];
-
-/// One of the [`PARTS`]: where it begins, and the next one.
-fn part(number: usize) -> Option<(Bound, Option<Bound>)> {
-    let begin = |number: usize| {
-        let first = u8::try_from(number * (256 / PARTS)).ok()?;
-        let mut bound = [0; ChunkId::BYTES];
-        *bound.first_mut()? = first;
-        Some(bound)
-    };
-    Some((begin(number)?, begin(number + 1)))
 }
 
 /// A kept copy.
@@ -376,16 +332,6 @@ enum Wanted {
     Chunks,
     /// Copies of the bases of deltas.
     Bases,
-}
-
-fn next_batch(ids: &mut Merged<'_, { ChunkId::BYTES }>) -> Result<Vec<ChunkId>> {
-    let mut batch = Vec::with_capacity(BATCH);
-    while batch.len() < BATCH
-        && let Some(id) = ids.next()?
-    {
-        batch.push(ChunkId(id));
-    }
-    Ok(batch)
 }
 
 fn place_to_keep(db: &Connection, id: &ChunkId, wanted: Wanted) -> Result<Option<Place>> {

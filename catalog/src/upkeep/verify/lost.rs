@@ -6,7 +6,9 @@
 //! ends before that, or a verification or a sweep meets such a chunk that is not recorded, they do the same.
 
 use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
 
+use barmanfs_store::sync::lock;
 use barmanfs_store::{ChunkId, ChunkIndex, PackWriter};
 use rusqlite::{Connection, params};
 
@@ -15,10 +17,11 @@ use crate::error::Result;
 use crate::home::locks::Lock;
 use crate::home::now;
 use crate::index::chunk_index::{CatalogIndex, kept_place, whole_place};
-use crate::index::chunk_set::unusable;
 use crate::index::repository::Repository;
+use crate::index::sorted::Merged;
 use crate::monitor::Monitor;
-use crate::upkeep::verify::{Verification, VerifyScope};
+use crate::upkeep::verify::VerifyScope;
+use crate::upkeep::verify::needed::Needed;
 
 /// Ids that are looked up in one read of the catalog.
 const BATCH: usize = 4096;
@@ -41,27 +44,14 @@ impl Repository {
     /// When the catalog or the disk cannot be read, or the records cannot be written.
     pub(crate) fn note_lost(&self, _gate: &Lock, monitor: &mut dyn Monitor) -> Result<u64> {
         let _acting = self.as_owner()?;
-        let mut run = Verification::new(self)?;
+        let mut needed = Needed::new(self)?;
         for subject in &self.subjects(&VerifyScope::All)? {
-            run.collect(subject, monitor)?;
+            needed.add(subject, monitor)?;
         }
-        let mut all = run
-            .met
-            .db
-            .prepare("SELECT id FROM met ORDER BY id")
-            .map_err(unusable)?;
-        let mut ids = all.query([]).map_err(unusable)?;
-        let (mut count, mut lost, mut batch) = (0, BTreeSet::new(), Vec::new());
-        while let Some(row) = ids.next().map_err(unusable)? {
-            batch.push(ChunkId(row.get(0).map_err(unusable)?));
-            if batch.len() == BATCH {
-                count += self.add_lost(&mut batch, &mut lost)?;
-            }
-            if lost.len() >= LOST_IN_RECORD {
-                self.record_lost(std::mem::take(&mut lost))?;
-            }
-        }
-        count += self.add_lost(&mut batch, &mut lost)?;
+        let lost = Mutex::new(BTreeSet::new());
+        let ids = needed.finish();
+        let counts = ids.in_parts(self.db.is_shared(), |part| self.add_lost(part, &lost))?;
+        let lost = lost.into_inner().unwrap_or_else(PoisonError::into_inner);
         if !lost.is_empty() {
             self.record_lost(lost)?;
         }
@@ -69,15 +59,36 @@ impl Repository {
             let mut examined = transaction.prepare_cached("DELETE FROM damaged WHERE record = ?1")?;
             Ok(examined.execute([NOT_LOOKED])?)
         })?;
-        Ok(count)
+        Ok(counts.into_iter().sum())
     }
 
     /// Adds those of these chunks that no pack holds, and the bases that are missing to the others, if they are not
-    /// recorded. Returns the number of all of them.
-    fn add_lost(&self, batch: &mut Vec<ChunkId>, lost: &mut BTreeSet<ChunkId>) -> Result<u64> {
+    /// recorded, and records them when they are many. Returns the number of all of them.
+    fn add_lost(
+        &self,
+        mut ids: Merged<'_, { ChunkId::BYTES }>,
+        lost: &Mutex<BTreeSet<ChunkId>>,
+    ) -> Result<u64> {
+        let mut count = 0;
+        loop {
+            let batch = ids.next_batch(BATCH)?;
+            if batch.is_empty() {
+                return Ok(count);
+            }
+            let missing = self.missing_of(&batch)?;
+            count += missing.count;
+            let mut lost = lock(lost);
+            lost.extend(missing.unrecorded);
+            if lost.len() >= LOST_IN_RECORD {
+                self.record_lost(std::mem::take(&mut lost))?;
+            }
+        }
+    }
+
+    fn missing_of(&self, ids: &[[u8; ChunkId::BYTES]]) -> Result<Missing> {
         self.db.read(|db| {
-            let mut count = 0;
-            for id in batch.drain(..) {
+            let mut found = Missing::default();
+            for id in ids.iter().copied().map(ChunkId) {
                 let missing = match kept_place(db, &id)? {
                     None => Some(id),
                     Some(place) => match place.location.base {
@@ -86,12 +97,12 @@ impl Repository {
                     },
                 };
                 let Some(missing) = missing else { continue };
-                count += 1;
+                found.count += 1;
                 if !is_recorded(db, &missing)? {
-                    lost.insert(missing);
+                    found.unrecorded.push(missing);
                 }
             }
-            Ok(count)
+            Ok(found)
         })
     }
 
@@ -110,6 +121,14 @@ impl Repository {
     pub(super) fn is_still_lost(&self, id: &ChunkId) -> Result<bool> {
         self.db.read(|db| is_lost(db, id))
     }
+}
+
+/// Chunks that are needed and missing.
+#[derive(Default)]
+struct Missing {
+    count: u64,
+    /// Those of them of which there is no record.
+    unrecorded: Vec<ChunkId>,
 }
 
 fn is_recorded(db: &Connection, id: &ChunkId) -> Result<bool> {
