@@ -1,8 +1,8 @@
 //! `barmanfs-growth`: how long commands take, and looks into a mount, that must not take longer where a repository has grown.
 //!
 //! It makes catalogs of several sizes by inserting rows, and packs that are holes, and runs the program on each. The rows are
-//! those that the program itself would have derived; records of WAL are empty, since nothing here reads them. With `--maps` it makes
-//! backups with real maps, and packs with real footers.
+//! those that the program itself would have derived; records of WAL are empty, since nothing here reads them. For sweeps, rebuilds
+//! and backups by files it makes backups with real maps, and packs with real footers.
 
 // A program for people at a terminal: printing is its job.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use barmanfs_catalog::{CreateOptions, Repository};
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 
 use crate::figures::{Figures, Growing};
 use crate::spent::run_once;
@@ -86,37 +86,56 @@ const COMMANDS: [(&[&str], By, Growing, Duration); 6] = [
     ),
 ];
 
-/// Measures commands on growing catalogs
+/// What is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Commands that ask the catalog, by servers, backups and WAL
+    Commands,
+    /// A mount of the same repositories; only root can look at how the kernel forgets
+    Mount,
+    /// Sweeps by the windows of all backups
+    Sweep,
+    /// Rebuilds of the catalog by chunks
+    Rebuild,
+    /// Backups by the number of files
+    Files,
+}
+
+/// Measures how time, memory and bytes grow with a repository
 #[derive(Debug, Parser)]
 #[command(
     version,
-    after_help = "Examples:\n  barmanfs-growth\n  barmanfs-growth --sizes 2 --barmanfs target/debug/barmanfs"
+    after_help = "Examples:\n  barmanfs-growth\n  barmanfs-growth --only commands mount --sizes 2\n  barmanfs-growth --only files --files 10000 100000"
 )]
 struct Options {
     /// The program
     #[arg(long, default_value = "target/release/barmanfs", value_name = "FILE")]
     barmanfs: PathBuf,
-    /// How many of the four sizes, from the smallest on; the largest takes 2 GB and two million files
+    /// What is measured
+    #[arg(long, value_name = "PART", num_args = 1.., default_values = ["commands", "mount", "sweep", "rebuild", "files"])]
+    only: Vec<Part>,
+    /// How many of the sizes, from the smallest on: of the four of commands and the mount, of which the largest takes 2 GB and two
+    /// million files, and of the three of all else
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=4))]
     sizes: u32,
     /// How often each command is run
     #[arg(long, default_value_t = 11, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
-    /// Measures sweeps by the number of backups and rebuilds by the number of packs instead; takes 2 GB
-    #[arg(long)]
-    maps: bool,
-    /// Measures backups of these numbers of files instead
-    #[arg(long, value_name = "NUMBER", num_args = 0.., default_missing_values = ["1000", "10000", "100000"])]
+    /// Numbers of files of a backup
+    #[arg(long, value_name = "NUMBER", num_args = 1.., default_values = ["10000", "100000", "1000000"])]
     files: Vec<u64>,
-    /// Measures no commands, only a mount of each repository; for root
-    #[arg(long)]
-    mount: bool,
-    /// With `--mount`: instead of making repositories, measures those that an earlier run has left in these directories
-    #[arg(long, requires = "mount", value_name = "DIR", num_args = 1..)]
+    /// Instead of making repositories, measures a mount of those that an earlier run has left in these directories
+    #[arg(long, value_name = "DIR", num_args = 1..)]
     at: Vec<PathBuf>,
-    /// Leaves the repositories, for a look at them
+    /// Leaves the repositories of commands and mounts, for a look at them
     #[arg(long)]
     keep: bool,
+}
+
+impl Options {
+    fn has(&self, part: Part) -> bool {
+        self.only.contains(&part)
+    }
 }
 
 fn main() -> Result<()> {
@@ -126,56 +145,73 @@ fn main() -> Result<()> {
         .canonicalize()
         .with_context(|| format!("Cannot find {}", options.barmanfs.display()))?;
     let mut figures = Figures::default();
-    if options.maps {
-        maps::measure(&program, &mut figures)?;
-    }
-    files::measure(&options.files, &mut figures)?;
-    if options.maps || !options.files.is_empty() {
-        print(&figures);
-        return Ok(());
-    }
     for site in &options.at {
         let rows = catalog::wal_files(&site.join("repository"))?;
         mount::measure(&program, site, &site.join("barmanfs.conf"), rows, &mut figures)?;
     }
-    if !options.at.is_empty() {
-        print(&figures);
+    if options.at.is_empty() {
+        measure_all(&program, &options, &mut figures)?;
+    }
+    for line in figures.lines() {
+        println!("{line}");
+    }
+    Ok(())
+}
+
+fn measure_all(program: &Path, options: &Options, figures: &mut Figures) -> Result<()> {
+    let sizes = usize::try_from(options.sizes)?;
+    if options.has(Part::Files) {
+        let files = options.files.get(..sizes).unwrap_or(&options.files);
+        files::measure(files, figures)?;
+    }
+    if options.has(Part::Sweep) {
+        maps::measure_sweeps(program, sizes, figures)?;
+    }
+    if options.has(Part::Rebuild) {
+        maps::measure_rebuilds(program, sizes, figures)?;
+    }
+    if !options.has(Part::Commands) && !options.has(Part::Mount) {
         return Ok(());
     }
-    for (servers, backups, wal) in SIZES.into_iter().take(usize::try_from(options.sizes)?) {
+    for (servers, backups, wal) in SIZES.into_iter().take(sizes) {
         let mut site = tempfile::Builder::new()
             .prefix("barmanfs-growth-")
             .tempdir_in("/var/tmp")?;
         site.disable_cleanup(options.keep);
-        let config = make(&program, site.path(), servers, backups, wal)?;
-        if options.mount {
-            mount::measure(&program, site.path(), &config, wal, &mut figures)?;
-            continue;
+        let config = make(program, site.path(), servers, backups, wal)?;
+        if options.has(Part::Commands) {
+            let bytes = fs::metadata(site.path().join("repository/catalog.sqlite"))?.len();
+            figures.bytes("catalog by WAL files", wal, bytes);
+            measure_commands(program, &config, (servers, backups, wal), options.runs, figures)?;
         }
-        let bytes = fs::metadata(site.path().join("repository/catalog.sqlite"))?.len();
-        figures.bytes("catalog by WAL files", wal, bytes);
-        for (words, by, growing, limit) in COMMANDS {
-            let rows = match by {
-                By::Wal => wal,
-                By::Servers => servers,
-                By::Backups => servers * backups,
-            };
-            let name = words.join(" ").replace("-q ", "");
-            let named = |of: &str| format!("{name}{of} by {by:?}").to_lowercase();
-            let spent = measure(&program, &config, words, options.runs)?;
-            figures.time(named(""), rows, spent.median, growing, Some(limit));
-            figures.time(named(", CPU"), rows, spent.of_cores, growing, None);
-            figures.memory(named(", memory"), rows, spent.memory_mb, MEMORY_MB);
+        if options.has(Part::Mount) {
+            mount::measure(program, site.path(), &config, wal, figures)?;
         }
     }
-    print(&figures);
     Ok(())
 }
 
-fn print(figures: &Figures) {
-    for line in figures.lines() {
-        println!("{line}");
+fn measure_commands(
+    program: &Path,
+    config: &Path,
+    (servers, backups, wal): (u32, u32, u32),
+    runs: u32,
+    figures: &mut Figures,
+) -> Result<()> {
+    for (words, by, growing, limit) in COMMANDS {
+        let rows = match by {
+            By::Wal => wal,
+            By::Servers => servers,
+            By::Backups => servers * backups,
+        };
+        let name = words.join(" ").replace("-q ", "");
+        let named = |of: &str| format!("{name}{of} by {by:?}").to_lowercase();
+        let spent = measure(program, config, words, runs)?;
+        figures.time(named(""), rows, spent.median, growing, Some(limit));
+        figures.time(named(", CPU"), rows, spent.of_cores, growing, None);
+        figures.memory(named(", memory"), rows, spent.memory_mb, MEMORY_MB);
     }
+    Ok(())
 }
 
 /// Makes a repository of this size; returns the configuration.

@@ -1,4 +1,4 @@
-//! Backups of which only the maps are real: how a sweep grows with their number, and a rebuild with the number of packs.
+//! Backups of which only the maps are real: how a sweep grows with their number, and a rebuild with the number of chunks.
 //!
 //! A window has eight bytes of its own and zeros, so a backup of a million windows takes seconds, and the same listings, maps, packs
 //! and records as any other. Packs for a rebuild have frames of one byte, which nothing reads.
@@ -12,7 +12,7 @@ use barmanfs_store::{ChunkId, Encoding, Frame, LocalPacks, Node, PackWriter};
 
 use crate::figures::{Figures, Growing};
 use crate::made::{self, ATTRIBUTES};
-use crate::spent::run_once;
+use crate::spent::{Spent, run_once};
 
 /// The most memory, in MB.
 const MEMORY_MB: f64 = 500.0;
@@ -32,43 +32,46 @@ const CHANGED: u64 = 100;
 /// Numbers of backups.
 const BACKUPS: [u64; 3] = [1, 10, 100];
 
-/// Numbers of packs, each of as many chunks as 64 MiB of a database have.
-const PACKS: [u64; 3] = [100, 1000, 10_000];
-const PACK_CHUNKS: u64 = 800;
+/// Numbers of packs, each of as many chunks as 200 MiB of a database have: 1, 4 and 16 million.
+const PACKS: [u64; 3] = [625, 2500, 10_000];
+const PACK_CHUNKS: u64 = 1600;
 
-/// Measures both; sizes are numbers of windows of all backups, and of packs.
-pub(crate) fn measure(program: &Path, figures: &mut Figures) -> Result<()> {
-    for backups in BACKUPS {
+/// Measures sweeps; sizes are numbers of windows of all backups.
+pub(crate) fn measure_sweeps(program: &Path, sizes: usize, figures: &mut Figures) -> Result<()> {
+    for backups in BACKUPS.into_iter().take(sizes) {
         let site = Site::new()?;
         site.back_up(backups)?;
         let spent = run_once(program, &site.config(), &["-q", "sweep"])?;
         let rows = u32::try_from(backups * WINDOWS)?;
-        figures.time(
-            "sweep by windows of all backups, CPU",
-            rows,
-            spent.of_cores,
-            Growing::Linear,
-            None,
-        );
-        figures.memory("sweep, memory", rows, spent.memory_mb(), MEMORY_MB);
+        add("sweep by windows of all backups", rows, &spent, figures);
     }
-    for packs in PACKS {
+    Ok(())
+}
+
+/// Measures rebuilds of the catalog; sizes are numbers of chunks.
+pub(crate) fn measure_rebuilds(program: &Path, sizes: usize, figures: &mut Figures) -> Result<()> {
+    for packs in PACKS.into_iter().take(sizes) {
         let site = Site::new()?;
         site.fill_packs(packs)?;
         let spent = run_once(program, &site.config(), &["-q", "rebuild-catalog"])?;
-        let rows = u32::try_from(packs)?;
+        let rows = u32::try_from(packs * PACK_CHUNKS)?;
+        add("rebuild by chunks", rows, &spent, figures);
         let catalog = fs::metadata(site.repository().join("catalog.sqlite"))?.len();
-        figures.time(
-            "rebuild by packs of 800 chunks, CPU",
-            rows,
-            spent.of_cores,
-            Growing::Linear,
-            None,
-        );
-        figures.memory("rebuild, memory", rows, spent.memory_mb(), MEMORY_MB);
-        figures.bytes("rebuild, catalog", rows, catalog);
+        figures.bytes("rebuild by chunks, catalog", rows, catalog);
     }
     Ok(())
+}
+
+fn add(name: &str, rows: u32, spent: &Spent, figures: &mut Figures) {
+    figures.time(name, rows, spent.took, Growing::Linear, None);
+    figures.time(
+        format!("{name}, CPU"),
+        rows,
+        spent.of_cores,
+        Growing::Linear,
+        None,
+    );
+    figures.memory(format!("{name}, memory"), rows, spent.memory_mb(), MEMORY_MB);
 }
 
 /// A directory with a repository and a configuration.
