@@ -61,6 +61,7 @@ const LIST: &[(&str, &str, &str)] = &[
     ("wal_level of the archived WAL", "no_target_is_offered_behind_a_start_with_minimal_wal", GREEN),
     ("PostgreSQL's version of the archived WAL", "unreadable_wal_is_archived_with_a_warning", GREEN),
     ("history files", "a_history_that_cannot_be_read_makes_only_itself_unreadable", GREEN),
+    ("damage of WAL", "damage_in_merged_wal_costs_what_is_named_and_is_healed", GREEN),
     ("quarantined WAL", "quarantined_files_are_shown_and_deleted", GREEN),
     ("one history", "a_fork_is_reported_and_refused_until_the_history_is_restarted", GREEN),
     ("cron", "it_must_run_where_something_is_scheduled", "it_must_run_where_something_is_scheduled"),

@@ -4,15 +4,17 @@
 use crate::common::load::fill;
 use crate::common::random::Random;
 use crate::common::registry::topic;
-use crate::common::{Install, Mount, Site};
+use crate::common::site::check_line;
+use crate::common::{Install, Mount, PgServer, Site};
 use serde_json::Value;
 use std::collections::HashSet;
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 topic! {
     once a_flipped_byte_is_reported_and_reads_as_eio,
+    once damage_in_merged_wal_costs_what_is_named_and_is_healed,
 }
 
 /// Damages one byte of a file, and repairs it when called again.
@@ -98,4 +100,96 @@ fn a_flipped_byte_is_reported_and_reads_as_eio(install: &'static Install) {
     let mount = Mount::new(&site);
     assert_eq!(site.checksums(&mount.path(&format!("main/raw/{id}"))), healthy);
     mount.unmount();
+}
+
+/// A restore point at the end of each segment, `p0` to `p9`, and copies of the segments; then a sweep of later days merges them.
+fn merged_wal(site: &Site, server: &PgServer) -> (Vec<String>, PathBuf) {
+    site.backup();
+    let mut segments = Vec::new();
+    for point in 0..10 {
+        server.query(&format!(
+            "CREATE TABLE t{point} AS SELECT sha512(random()::text::bytea) FROM generate_series(1, 3000); \
+             SELECT pg_create_restore_point('p{point}')"
+        ));
+        segments.push(server.archive_current_segment());
+    }
+    for name in &segments {
+        site.ok(&["get-wal", "main", name, &site.path(name).display().to_string()]);
+    }
+    let before = site.packs();
+    site.in_days(3, "sweep").ok();
+    (segments, site.largest_pack(&before))
+}
+
+/// The WAL that a verification names as damaged.
+fn named_as_damaged(site: &Site) -> Vec<String> {
+    let verified = site.barmanfs(&["verify", "--json"]);
+    let report: Value =
+        serde_json::from_slice(&verified.stdout).unwrap_or_else(|error| panic!("{error}: {verified}"));
+    let damages = report["damages"].as_array().expect("damages").iter();
+    damages
+        .filter_map(|damage| damage["file"].as_str().map(str::to_owned))
+        .collect()
+}
+
+/// The kind: a target is offered, though the archive is known not to have the WAL that leads to it.
+fn damage_in_merged_wal_costs_what_is_named_and_is_healed(install: &'static Install) {
+    let (site, server) = Site::with_initdb_options(install, &["--wal-segsize=1"]);
+    let (segments, pack) = merged_wal(&site, &server);
+    // Which segment a place belongs to is up to the sweep; one with others before and behind it is wanted.
+    let bytes = pack.metadata().unwrap().len();
+    let inner = &segments[2..8];
+    let damaged = (1..16).find_map(|part| {
+        flip_byte(&pack, bytes / 16 * part);
+        let named = named_as_damaged(&site);
+        let found = named
+            .first()
+            .filter(|name| named.len() == 1 && inner.contains(name))
+            .cloned();
+        if found.is_none() {
+            flip_byte(&pack, bytes / 16 * part);
+        }
+        found
+    });
+    let damaged = damaged.expect("a place in one of the inner segments");
+    let number = segments
+        .iter()
+        .position(|name| *name == damaged)
+        .expect("a segment");
+
+    let line = check_line(&site.barmanfs(&["check", "main", "--json"]), "damage of WAL");
+    assert_eq!(line["status"], "FAILED", "{line}");
+    assert!(line.to_string().contains(&damaged), "{line}");
+    site.barmanfs(&["timeline", "main"])
+        .says(&[&format!("{damaged} cannot be read"), "stores it again"]);
+    let (before, behind) = (format!("name:p{}", number - 1), format!("name:p{}", number + 1));
+    site.ok(&["explain", "main", &before]);
+    for target in [behind.as_str(), "now"] {
+        site.barmanfs(&["explain", "main", target])
+            .refused(1)
+            .says(&[&damaged, "all before that segment: "]);
+    }
+    let newest = site.json(&["timeline", "main"])["newest"]["lsn"].clone();
+    let nearest = format!("lsn:{}", newest.as_str().expect("what can be recovered"));
+    site.ok(&["explain", "main", &nearest]);
+    site.barmanfs(&[
+        "get-wal",
+        "main",
+        &damaged,
+        &site.path("none").display().to_string(),
+    ])
+    .refused(201)
+    .says(&["is damaged"]);
+
+    site.backup();
+    let line = check_line(&site.barmanfs(&["check", "main", "--json"]), "damage of WAL");
+    assert_eq!(line["status"], "WARNING", "A backup leads past it: {line}");
+    site.ok(&["explain", "main", "now"]);
+    site.ok(&["wal-archive", "main", &site.path(&damaged).display().to_string()]);
+    let line = check_line(&site.barmanfs(&["check", "main", "--json"]), "damage of WAL");
+    assert_eq!(line["status"], "OK", "{line}");
+    for target in [behind.as_str(), "now"] {
+        site.ok(&["explain", "main", target]);
+    }
+    site.ok(&["verify"]);
 }

@@ -6,6 +6,7 @@ pub(crate) mod chunk_lists;
 pub(crate) mod chunk_set;
 pub(crate) mod condemned;
 pub(crate) mod convert;
+pub(crate) mod damaged_wal;
 pub(crate) mod db;
 pub(crate) mod footer_ids;
 pub(crate) mod read_segments;

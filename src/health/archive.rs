@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use barmanfs_catalog::recovery::{Gap, TimelineReport};
+use barmanfs_catalog::recovery::{Gap, Target, TimelineReport, Unreachable};
 use barmanfs_catalog::{Backup, BackupStatus, MinimalStretch, Repository};
 
 use super::doubts::Doubts;
@@ -43,6 +43,7 @@ pub(super) fn check(
     let timelines = timelines(repository, subject, findings);
     version(repository, subject, findings);
     unreadable_files(repository, server, findings);
+    damaged_wal(repository, subject, findings);
     quarantine(repository, server, findings);
     open_forks(repository, server, findings);
     clones::check(repository, subject, findings);
@@ -276,6 +277,43 @@ fn unreadable_files(repository: &Repository, server: &ServerConfig, findings: &m
         },
         Err(error) => findings.failed(NAME, Error::from(error).to_string()),
     }
+}
+
+/// Archived WAL that is known to be damaged: it fails while it blocks the way to the newest state.
+fn damaged_wal(repository: &Repository, subject: Subject<'_>, findings: &mut Findings) {
+    const NAME: &str = "damage of WAL";
+    let server = &subject.server.name;
+    let damaged = match repository.damaged_segments(server) {
+        Ok(damaged) => damaged,
+        Err(error) => return findings.failed(NAME, Error::from(error).to_string()),
+    };
+    let (Some(first), Some(last)) = (damaged.first(), damaged.last()) else {
+        return findings.ok(NAME, None);
+    };
+    let which = match damaged.len() {
+        1 => format!("segment {first} cannot be read, and no recovery leads over it"),
+        count => format!(
+            "{count} segments cannot be read, from {first} to {last}, and no recovery leads over them"
+        ),
+    };
+    let with = |words: &str| subject.invocation.with(words);
+    let blocks = matches!(
+        repository.plan(server, &Target::Now.into()),
+        Ok(Err(Unreachable::Damaged { .. }))
+    );
+    let found = |text: String| match blocks {
+        true => Finding::failed(NAME, text),
+        // A newer backup leads past it, and points in time before it are lost.
+        false => Finding::warning(NAME, text),
+    };
+    findings.push(found(format!(
+            "{which}: '{}' stores it again where somebody still has it, as the server in its pg_wal; else '{}' leads past it; \
+             '{}' names all",
+            with(&format!("wal-archive {server} PATH")),
+            with(&format!("backup {server}")),
+            with(&format!("timeline {server}"))
+        ),
+    ));
 }
 
 /// If a timeline has two histories, WAL is refused until somebody decides.

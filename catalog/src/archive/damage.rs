@@ -12,6 +12,8 @@
 //! recorded as well, because nothing else says that it is gone: without a record, backups that need it would count as
 //! good, and new ones would refer to it without a look-up. A sweep annuls the record when nothing needs it any more.
 
+mod wal;
+
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use barmanfs_pg::TimestampMicros;

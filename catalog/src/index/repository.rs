@@ -16,6 +16,7 @@ use crate::home::owner::AsOwner;
 use crate::home::settings::{Compression, CreateOptions, Settings, make_settings, read_settings};
 use crate::home::{CATALOG, Home, PACKS, check_vacant, make_directories};
 use crate::index::chunk_index::CatalogIndex;
+use crate::index::damaged_wal::DamagedWal;
 use crate::index::db::{Db, remove_catalog};
 use crate::index::read_segments::ReadSegments;
 use crate::index::records::{self, Derive};
@@ -41,6 +42,7 @@ pub struct Repository {
     pub(crate) surveyor: Arc<Surveyor>,
     chunks: Arc<ChunkReader>,
     pub(crate) read_segments: Arc<ReadSegments>,
+    pub(crate) damaged_wal: Arc<DamagedWal>,
 }
 
 impl Repository {
@@ -98,6 +100,7 @@ impl Repository {
             surveyor,
             chunks,
             read_segments: Arc::default(),
+            damaged_wal: Arc::default(),
         })
     }
 

@@ -462,7 +462,12 @@ impl Planner<'_> {
     }
 
     /// The newest commit and the end of what can be replayed, if segment `missing` is not archived.
-    fn reach(&self, start: &Start, route: &Route, missing: u64) -> Result<(Option<TimestampMicros>, Lsn)> {
+    pub(super) fn reach(
+        &self,
+        start: &Start,
+        route: &Route,
+        missing: u64,
+    ) -> Result<(Option<TimestampMicros>, Lsn)> {
         let Some(last) = missing.checked_sub(1) else {
             return Ok((None, start.stop));
         };
@@ -503,7 +508,7 @@ fn at_least_own(start: &Start, route: &Route, end: End) -> End {
 
 /// The first segment that the archive must have for a recovery past the backup: the backup may include its own WAL. A
 /// backup of a standby, or of a server that was shut down, has only the beginning of the segment in which it stops.
-fn archived_from(start: &Start, route: &Route) -> u64 {
+pub(super) fn archived_from(start: &Start, route: &Route) -> u64 {
     let last = route.number_before(start.stop);
     match (start.backup.wal_included, start.backup.own_wal_may_end_with_it()) {
         (true, false) => last + 1,

@@ -12,7 +12,7 @@ use barmanfs_pg::wal_scan::WalLevel;
 
 use crate::error::Result;
 use crate::recovery::Unreachable;
-use crate::recovery::ends::{Approach, End, Goal, ends_after};
+use crate::recovery::ends::{Approach, End, Goal, archived_from, ends_after};
 use crate::recovery::planner::{PlanResult, Planner, Start};
 use crate::recovery::route::Route;
 
@@ -36,6 +36,7 @@ impl Planner<'_> {
     pub(super) fn check_replay(&self, start: &Start, approach: &Approach, mut end: End) -> PlanResult<End> {
         let route = &approach.route;
         let from = route.number(start.start);
+        self.check_readable(start, route, end.number)?;
         self.check_confined(start, route, from, end.number)?;
         let found = self.parameters(start, route, end.number)?;
         let minimal = [found.minimal, end.minimal].into_iter().flatten().min();
@@ -58,6 +59,34 @@ impl Planner<'_> {
         }
         end.required = found.required;
         Ok(end)
+    }
+
+    /// Fails if one of these segments is known to be damaged. Those that the backup has brought are read from there.
+    fn check_readable(&self, start: &Start, route: &Route, to: u64) -> PlanResult<()> {
+        let damaged = self.repository.damaged_segments(self.archive)?;
+        if damaged.is_empty() {
+            return Ok(());
+        }
+        let from = archived_from(start, route);
+        // A name tells the number, whatever timeline it is of: that one counts whose segment is replayed.
+        let numbers = damaged.iter().map(|name| (name, route.number_of(*name)));
+        let on_the_way =
+            numbers.filter(|(name, number)| (from..=to).contains(number) && route.name(*number) == **name);
+        let Some((segment, number)) = on_the_way.min_by_key(|(_, number)| *number) else {
+            return Ok(());
+        };
+        let (newest, _) = self.reach(start, route, number)?;
+        let before = number.checked_sub(1);
+        let last_record = before
+            .map(|before| self.segments.row(route, before))
+            .transpose()?
+            .flatten();
+        Err(Unreachable::Damaged {
+            segment: *segment,
+            newest,
+            last_record: last_record.and_then(|row| row.last_lsn),
+        }
+        .into())
     }
 
     /// Fails if a copy would not stay in its directory while it replays these segments.

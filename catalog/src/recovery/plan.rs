@@ -145,6 +145,19 @@ pub enum Unreachable {
         /// The end of the WAL before it.
         end: Lsn,
     },
+    /// A segment between the backup and the target is known to be damaged: PostgreSQL stops there with an error.
+    #[error(
+        "Segment {segment} is archived and damaged, and the target lies behind its beginning: recovery ends there with an error"
+    )]
+    Damaged {
+        /// The first such segment.
+        segment: SegmentName,
+        /// The newest commit or abort before it.
+        #[serde(rename = "newest_time")]
+        newest: Option<TimestampMicros>,
+        /// The last record before it: the target that comes nearest.
+        last_record: Option<Lsn>,
+    },
     /// A segment's records end before it does, so replay ends in it.
     #[error(
         "Segment {segment} is archived, but its records end at {end}, before the target: replay ends there"
@@ -248,6 +261,15 @@ impl Unreachable {
                 let target = lsn.to_string().replace('/', "-");
                 Some(format!("{commit}all before it: {target},exclusive"))
             }
+            Self::Damaged {
+                newest, last_record, ..
+            } => {
+                let commit = newest
+                    .map(|time| format!("the commit of {}, and ", shown(time)))
+                    .unwrap_or_default();
+                let target = last_record.as_ref()?.to_string().replace('/', "-");
+                Some(format!("{commit}all before that segment: {target}"))
+            }
             Self::BeforeBackups { first, lsn, time } => {
                 let when = time.map(|time| format!(", {}", shown(time))).unwrap_or_default();
                 Some(format!(
@@ -290,6 +312,10 @@ impl Unreachable {
                     .to_owned(),
             ),
             Self::Gap { .. } => Some("A backup taken now leads past it; what lies in between needs the segment itself, see 'barmanfs timeline'".to_owned()),
+            Self::Damaged { segment, .. } => Some(format!(
+                "Archive it again if somebody still has it, as the server in its pg_wal or another copy of this repository \
+                 ('barmanfs wal-archive SERVER PATH/{segment}'); a backup taken now leads past it"
+            )),
             Self::Broken { .. } | Self::Minimal { .. } | Self::Tablespace { .. } => {
                 Some("A backup taken now leads past it".to_owned())
             }

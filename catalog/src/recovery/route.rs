@@ -83,6 +83,11 @@ impl Route {
         lsn.segment_number(self.size)
     }
 
+    /// The number of the segment of this name.
+    pub(super) fn number_of(&self, name: SegmentName) -> u64 {
+        self.number(name.start_lsn(self.size))
+    }
+
     /// The number of the segment that holds the last byte before `lsn`.
     pub(super) fn number_before(&self, lsn: Lsn) -> u64 {
         self.number(Lsn(lsn.0.saturating_sub(1)))

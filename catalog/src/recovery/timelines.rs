@@ -37,6 +37,16 @@ impl UnreadableFile {
         let advice = bad_history_advice(server, timeline);
         Self { name, reason, advice }
     }
+
+    fn damaged(server: &ServerName, name: SegmentName) -> Self {
+        Self {
+            name: WalName::Segment(name),
+            reason: "It is damaged, and recovery over it ends with an error".to_owned(),
+            advice: format!(
+                "'barmanfs wal-archive {server} PATH/{name}' stores it again where somebody still has it; a backup taken now leads past it"
+            ),
+        }
+    }
 }
 
 impl Repository {
@@ -47,7 +57,13 @@ impl Repository {
     pub fn timelines(&self, server: &ServerName) -> Result<TimelineReport> {
         let backups = self.backups(server)?;
         let size = self.size_of_segments(server, &backups)?;
-        let (survey, timelines, unreadable) = self.look(server, &backups, self.ranges(server, size)?)?;
+        let (survey, timelines, mut unreadable) = self.look(server, &backups, self.ranges(server, size)?)?;
+        let damaged = self.damaged_segments(server)?;
+        unreadable.extend(
+            damaged
+                .into_iter()
+                .map(|name| UnreadableFile::damaged(server, name)),
+        );
         let gaps = survey.gaps(&timelines);
         let minimal = self.minimal_starts(server)?;
         let minimal = minimal

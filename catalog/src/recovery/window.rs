@@ -85,6 +85,10 @@ impl Repository {
                 };
                 self.plan(server, &spec)?
             }
+            Err(Unreachable::Damaged {
+                last_record: Some(lsn),
+                ..
+            }) => self.plan(server, &Target::Lsn(lsn).into())?,
             plan => plan,
         };
         Ok(plan.ok().map(|plan| Reach {
