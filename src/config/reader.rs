@@ -206,6 +206,7 @@ impl<'a> Reader<'a> {
             let setting = self.setting(section, line, source, effect);
             server.settings.push(setting);
         }
+        self.name_idle(&mut server);
         server.errors.sort();
         // It is only shown.
         server.description = server.description.map(|text| self.secrets.hide(text));
@@ -335,10 +336,29 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Names what does nothing beside the other keys of the server, now that all of them are known. What is set for all
+    /// servers is for those that it concerns.
+    fn name_idle(&mut self, server: &mut ServerConfig) {
+        let mut settings = std::mem::take(&mut server.settings);
+        let own = settings
+            .iter_mut()
+            .filter(|setting| setting.source != Source::Global);
+        for setting in own.filter(|setting| setting.effect == Effect::Obeyed) {
+            if let Some(why) = server.idle(&setting.key) {
+                setting.effect = self.nothing(&setting.origin, &setting.key, why);
+            }
+        }
+        server.settings = settings;
+    }
+
     fn useless(&mut self, line: &Line, why: &str) -> Effect {
+        self.nothing(&line.entry.origin, &line.entry.key, why)
+    }
+
+    fn nothing(&mut self, origin: &Origin, key: &str, why: &str) -> Effect {
         self.notices.push(Notice {
-            origin: line.entry.origin.clone(),
-            message: format!("'{}' has no effect: {why}", line.entry.key),
+            origin: origin.clone(),
+            message: format!("'{key}' has no effect: {why}"),
             is_without_effect: true,
             is_about_a_value: true,
         });

@@ -2,6 +2,7 @@
 
 mod effective;
 pub(crate) use effective::Value;
+mod idle;
 mod primary;
 use primary::Primary;
 pub(crate) use primary::PrimaryKind;

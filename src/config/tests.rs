@@ -218,6 +218,60 @@ fn keys_without_effect_are_warned_about_with_their_line() {
     "#);
 }
 
+/// The kind: a key that is right, and that nothing reads beside the others.
+#[test]
+fn what_does_nothing_beside_other_keys_is_named() {
+    let idle = |keys: &str| {
+        let config = parse(&format!(
+            "[barmanfs]\nrepository = /r\n[main]\nconninfo = host=a\n{keys}"
+        ))
+        .unwrap();
+        let named = |setting: &&Setting| matches!(setting.effect, Effect::Nothing(_));
+        let settings = config.servers[0].settings.iter().filter(named);
+        let names: Vec<&str> = settings.map(|setting| setting.key.as_str()).collect();
+        assert_eq!(config.notices.len(), names.len(), "{}", said(&config));
+        names.join(" ")
+    };
+    for (keys, named) in [
+        ("slot_name = a\ncreate_slot = auto\n", "slot_name create_slot"),
+        ("slot_name = a\ncreate_slot = auto\nstreaming_archiver = on\n", ""),
+        ("primary_checkpoint_timeout = 5\n", "primary_checkpoint_timeout"),
+        ("primary_checkpoint_timeout = 5\nprimary_conninfo = host=b\n", ""),
+        (
+            "incoming_wals_directory = /in\narchiver = off\n",
+            "incoming_wals_directory",
+        ),
+        ("incoming_wals_directory = /in\n", ""),
+        ("audit_sample = 5\nincremental = never\n", "audit_sample"),
+        ("audit_sample = 5\n", ""),
+        (
+            "sync_deletions = on\nsync_partial = on\n",
+            "sync_deletions sync_partial",
+        ),
+        ("sync_deletions = off\n", ""),
+        ("sync_deletions = on\nprimary_repository = /p\n", ""),
+        ("sync_deletions = on\nprimary_home = /p\n", "sync_deletions"),
+        (
+            "forward_config_path = on\nprimary_home = /p\n",
+            "forward_config_path",
+        ),
+        (
+            "primary_ssh_command = ssh b\nbackup_schedule = @daily\n",
+            "backup_schedule",
+        ),
+    ] {
+        let found = idle(keys);
+        let (mut found, mut named): (Vec<&str>, Vec<&str>) =
+            (found.split(' ').collect(), named.split(' ').collect());
+        found.sort_unstable();
+        named.sort_unstable();
+        assert_eq!(found, named, "{keys}");
+    }
+    // A default for all servers is for those that it concerns.
+    let config = parse("[barmanfs]\nrepository = /r\ncreate_slot = auto\n[main]\n").unwrap();
+    assert_eq!(said(&config), "");
+}
+
 #[test]
 fn only_what_makes_the_whole_unusable_is_an_error() {
     let all = [

@@ -156,7 +156,7 @@ mod tests {
             client(name, Some("ours")),
             client(name, None),
         ];
-        let with_slot = server("slot_name = ours\n");
+        let with_slot = server("streaming_archiver = on\nslot_name = ours\n");
         assert_eq!(
             OwnStream::among(&clients, &with_slot),
             OwnStream::One(&clients[1])
