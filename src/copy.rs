@@ -86,7 +86,9 @@ fn id_in(settings: &[u8], place: &str) -> Result<String, Error> {
     struct Named {
         id: String,
     }
-    let named: Named = serde_json::from_slice(settings)
-        .map_err(|error| Error::failed(format!("{place}/{SETTINGS} is damaged: {error}")))?;
+    let named: Named = serde_json::from_slice(settings).map_err(|error| {
+        Error::failed(format!("{place}/{SETTINGS} is damaged: {error}"))
+            .hint("Put it back from the repository or from any other copy of it: it never changes")
+    })?;
     Ok(named.id)
 }

@@ -258,9 +258,38 @@ fn what_cannot_be_copied_is_refused() {
     ] {
         site.barmanfs(words).refused(2).says(&[said]);
     }
-    site.barmanfs(&["copy", &url, &other])
+    let back = site.path("back").display().to_string();
+    site.barmanfs(&["copy", &url, &back])
         .refused(1)
         .says(&["There is no repository in file://"]);
+    site.barmanfs(&["copy", "", &url])
+        .refused(2)
+        .says(&["'' is neither a directory nor a URL"]);
+    // The kind: a bucket that is a directory, and a repository, in one place.
+    site.sh(&format!(
+        "rm -rf '{other}' && cp -a '{repository}' '{other}' && ln -s '{repository}' '{other}-link'"
+    ))
+    .ok();
+    for (from, to) in [
+        (&repository, &format!("file://{repository}")),
+        (&repository, &format!("file://{repository}/copy")),
+        (&repository, &format!("file://{other}-link/copy")),
+        (&repository, &url),
+        (&repository, &format!("file://{}", site.path("").display())),
+        (&url, &back),
+        (&format!("file://{back}"), &format!("{back}/inside")),
+    ] {
+        site.barmanfs(&["copy", from, to])
+            .refused(2)
+            .says(&["Name a directory of its own"]);
+    }
+    assert_eq!(
+        fs::read_dir(site.path("back"))
+            .map_err(|error| error.kind())
+            .err(),
+        Some(std::io::ErrorKind::NotFound)
+    );
+    site.sh(&format!("rm -r '{other}'")).ok();
     site.barmanfs(&["copy", &other, &url])
         .refused(1)
         .says(&["is not a barmanfs repository"]);

@@ -257,6 +257,10 @@ fn a_repository_on_a_read_only_file_system_can_be_used(install: &'static Install
         let read_only = ReadOnly::mount(&repository);
         assert_readable(&site, &id, &segment, |arguments| site.barmanfs_command(arguments));
         let mount = Mount::new(&site);
+        let bucket = format!("file://{}", site.path(&format!("bucket-{n}")).display());
+        site.barmanfs(&["copy", &repository.display().to_string(), &bucket])
+            .ok()
+            .says(&["cannot be written to"]);
         let copy = site.copy(&mount.path("main/latest"), &format!("copy-{n}"));
         assert!(copy.join("PG_VERSION").exists(), "{state}");
         site.sh(&format!("mkdir '{}'", mount.path("main/live/x").display()))

@@ -18,6 +18,8 @@
 //!
 //! This is the only crate that uses SQLite. It never prints, exits or reads the environment.
 
+#![cfg_attr(test, allow(clippy::disallowed_methods))]
+
 mod archive;
 mod error;
 mod home;
@@ -61,7 +63,7 @@ pub use recovery::{
     Action, CrossingRecord, Gap, MinimalStretch, Plan, Reach, RecoveryWindow, Target, TargetError,
     TargetSpec, TimeTarget, TimelineChoice, TimelineReport, TimelineSpan, Unreachable,
 };
-pub use upkeep::copy::{CopyFrom, CopyInto, KnownPack};
+pub use upkeep::copy::{CopyFrom, CopyInto, KnownPack, is_home};
 pub use upkeep::cron::pays::Freeable;
 pub use upkeep::cron::{
     AuditMemory, CronLock, CronTask, RepositoryMemory, RestoreRates, ServerMemory, TaskMemory,

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use barmanfs_bucket::Location;
-use barmanfs_catalog::{RebuildReport, Repository};
+use barmanfs_catalog::{RebuildReport, Repository, is_home};
 use indicatif::HumanBytes;
 
 use super::App;
@@ -14,6 +14,7 @@ use crate::error::{Error, Outcome};
 use crate::output::{self, Output};
 use crate::progress::Shown;
 use crate::report::Copy;
+use crate::restore::resolved;
 use crate::{fstab, ownership};
 
 /// One side of a copy.
@@ -35,6 +36,7 @@ pub(crate) fn run(app: &mut App, args: &CopyArgs) -> Result<Outcome, Error> {
         (Side::Directory(path), Side::Bucket(location)) => {
             ownership::refuse_foreign_root(path)?;
             let repository = Repository::open(path)?;
+            refuse_mixed(path, location)?;
             let bucket = copy::open(location, keys)?;
             (copy::out::run(&repository, &bucket, options, &mut monitor)?, None)
         }
@@ -45,6 +47,7 @@ pub(crate) fn run(app: &mut App, args: &CopyArgs) -> Result<Outcome, Error> {
                 ));
             }
             refuse_unmounted(path)?;
+            refuse_mixed(path, location)?;
             ownership::refuse_foreign_root(path)?;
             copy::back::run(&copy::open(location, keys)?, path, options, &mut monitor)?
         }
@@ -81,7 +84,8 @@ fn side(text: &OsStr) -> Result<Side, Error> {
         _ => {
             let path = std::path::absolute(text);
             let path = path.map_err(|error| {
-                Error::usage(format!("Cannot find {}: {error}", Path::new(text).display()))
+                let text = Path::new(text).display();
+                Error::usage(format!("'{text}' is neither a directory nor a URL: {error}"))
             })?;
             Ok(Side::Directory(path))
         }
@@ -103,6 +107,31 @@ fn refuse_unmounted(path: &Path) -> Result<(), Error> {
             mount_point.display()
         ))),
     }
+}
+
+/// A bucket that is a directory has the same names as a repository and another order of packs. So it must be a directory of its
+/// own: not that of a repository, nor in one, nor around one.
+fn refuse_mixed(repository: &Path, location: &Location) -> Result<(), Error> {
+    let Some(bucket) = location.directory() else {
+        return Ok(());
+    };
+    refuse_unmounted(bucket)?;
+    let (repository, bucket) = (resolved(repository)?, resolved(bucket)?);
+    let is_repository = is_home(&bucket);
+    if !is_repository && !repository.starts_with(&bucket) && !bucket.starts_with(&repository) {
+        return Ok(());
+    }
+    Err(Error::usage(match is_repository {
+        true => format!(
+            "{} is the directory of a repository, and no object store",
+            bucket.display()
+        ),
+        false => format!(
+            "Of {} and {location}, one is in the other: a copy there would mix them, and be lost with it",
+            repository.display()
+        ),
+    })
+    .hint("Name a directory of its own, best on another disk"))
 }
 
 fn show(out: &mut Output, report: &Copy) -> Result<(), Error> {

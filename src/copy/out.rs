@@ -43,6 +43,12 @@ pub(crate) fn run(
         abilities.require()?;
     }
     let from = repository.begin_whole_copy(&format!("copy to {}", bucket.place()))?;
+    if !from.is_guarded() {
+        tracing::warn!(
+            "{} cannot be written to, so nothing keeps a sweep from removing packs meanwhile: what is gone by then is named",
+            repository.path().display()
+        );
+    }
     if !options.dry_run && !claimed {
         claim(&from, bucket, &id)?;
     }
@@ -103,6 +109,7 @@ impl Out<'_> {
         if self.options.dry_run {
             self.copied.copied_packs = missing.len() as u64;
             self.copied.copied_bytes = missing.iter().map(|pack| pack.bytes).sum();
+            self.compare(&there, &missing);
             return self.remove_extra(&there);
         }
         monitor.stage(&format!("Copying to {}", self.bucket.place()));
@@ -117,7 +124,7 @@ impl Out<'_> {
         (self.copied.copied_packs, self.copied.copied_bytes) = copied.into_inner().unwrap_or_default();
         monitor.stage("Listing the bucket again");
         let there = self.listed()?;
-        self.compare(&there);
+        self.compare(&there, &[]);
         self.remove_extra(&there)
     }
 
@@ -179,11 +186,12 @@ impl Out<'_> {
         upload.finish()
     }
 
-    /// What was copied is looked for by its name and its size.
-    fn compare(&self, there: &HashMap<PackId, u64>) {
+    /// What the bucket should have is looked for by its name and its size; what is `to_come` may be missing.
+    fn compare(&self, there: &HashMap<PackId, u64>, to_come: &[KnownPack]) {
         let known: HashSet<String> = lock(&self.problems)
             .iter()
             .map(|problem| problem.pack.clone())
+            .chain(to_come.iter().map(|pack| pack.id.to_string()))
             .collect();
         for pack in &self.from.packs {
             let reason = match there.get(&pack.id) {
@@ -218,10 +226,10 @@ impl Out<'_> {
         if !self.options.delete {
             return Ok(());
         }
-        if self.from.has_losses || !lock(&self.problems).is_empty() {
+        if self.from.has_losses || !self.from.is_guarded() || !lock(&self.problems).is_empty() {
             tracing::warn!(
-                "Nothing is removed from {}: this repository is not whole, and the bucket may have what it lacks ('barmanfs verify' \
-                 and 'barmanfs rebuild-catalog' say what)",
+                "Nothing is removed from {}: this repository is not whole, or cannot be written to, and the bucket may have what it \
+                 lacks ('barmanfs verify' and 'barmanfs rebuild-catalog' say what)",
                 self.bucket.place()
             );
             return Ok(());

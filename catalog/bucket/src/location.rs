@@ -1,6 +1,7 @@
 //! What a URL names.
 
 use std::fmt;
+use std::path::Path;
 
 /// The kinds of stores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +35,12 @@ impl Location {
     pub fn is_url(text: &str) -> bool {
         let scheme = text.split_once("://").map(|(scheme, _)| scheme);
         scheme.is_some_and(|scheme| !scheme.is_empty() && scheme.bytes().all(|b| b.is_ascii_alphanumeric()))
+    }
+
+    /// The directory of a URL `file:///DIRECTORY`.
+    #[must_use]
+    pub fn directory(&self) -> Option<&Path> {
+        (self.scheme == Scheme::Directory).then(|| Path::new(&self.prefix))
     }
 
     /// Reads a URL.

@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::home::locks::{FileLocks, Lock, Locks};
 use crate::home::settings::{SETTINGS, Settings, parse_settings};
 use crate::home::{
-    COPYING, Home, PACKS, check_vacant, make_directories, regular, sync_directory, write_durably,
+    CATALOG, COPYING, Home, PACKS, check_vacant, make_directories, regular, sync_directory, write_durably,
 };
 use crate::index::repository::Repository;
 use crate::index::unread::UnreadPack;
@@ -41,7 +41,8 @@ pub struct CopyFrom {
     /// Whether chunks are known to be damaged or gone, or a rebuild has found packs missing: what was lost may be nowhere but in
     /// the copy.
     pub has_losses: bool,
-    _writer: Writer,
+    /// `None` where nothing can be written: then nothing keeps a sweep of another host from removing packs.
+    writer: Option<Writer>,
 }
 
 /// A pack that the catalog knows.
@@ -54,13 +55,21 @@ pub struct KnownPack {
 }
 
 impl Repository {
-    /// Begins a copy of the whole repository. As long as it lives, no sweep removes what the copy has to have.
+    /// Begins a copy of the whole repository. As long as it lives, no sweep removes what the copy has to have. Where the
+    /// repository can only be read, or its disk is full, see [`CopyFrom::is_guarded`].
     ///
     /// # Errors
-    /// [`Error::Occupied`] while the catalog is being rebuilt; when the repository cannot be read or written.
+    /// [`Error::Occupied`] while the catalog is being rebuilt; when the repository cannot be read.
     pub fn begin_whole_copy(&self, purpose: &str) -> Result<CopyFrom> {
-        let writer = self.writer(purpose)?;
-        writer.keep_condemned()?;
+        let guard = self.writer(purpose).and_then(|writer| {
+            writer.keep_condemned()?;
+            Ok(writer)
+        });
+        let writer = match guard {
+            Ok(writer) => Some(writer),
+            Err(error) if error.is_read_only() || matches!(error, Error::Full { .. }) => None,
+            Err(error) => return Err(error),
+        };
         let unread = self.unread_packs()?;
         let (packs, loss) = self.db.read(|db| {
             let mut all = db.prepare("SELECT id, bytes FROM packs ORDER BY seq")?;
@@ -78,12 +87,17 @@ impl Repository {
             packs,
             unread,
             has_losses: loss != KnownLoss::default() || self.home.join(OLD_CATALOG).exists(),
-            _writer: writer,
+            writer,
         })
     }
 }
 
 impl CopyFrom {
+    /// Whether every sweep waits for this copy. Without that, a pack may be gone when it is to be copied.
+    pub fn is_guarded(&self) -> bool {
+        self.writer.is_some()
+    }
+
     /// Where the packs are.
     pub fn storage(&self) -> &Arc<dyn PackStorage> {
         &self.repository.storage
@@ -197,6 +211,11 @@ impl CopyInto {
         sync_directory(&self.path)?;
         Ok(report)
     }
+}
+
+/// Whether a directory is that of a repository in use, and not a copy in the form of an object store.
+pub fn is_home(path: &Path) -> bool {
+    path.join(CATALOG).exists()
 }
 
 /// What the repository.json of a copy says.
