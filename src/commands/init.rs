@@ -15,6 +15,7 @@ use crate::fstab;
 use crate::invocation::Invocation;
 use crate::output::Output;
 use crate::ownership;
+use crate::restore::resolved;
 
 /// Where repositories are in the README.
 const USUAL: &str = "/var/lib/barmanfs";
@@ -56,6 +57,23 @@ pub(crate) fn run(out: &mut Output, options: &GlobalOptions, args: &InitArgs) ->
     Ok(Outcome::Done)
 }
 
+/// Refuses a place in the data directory of a server: it would be lost together with what it is for, and each backup by the
+/// server would take all earlier ones along.
+fn refuse_in_data_directory(path: &Path) -> Result<(), Error> {
+    let real = resolved(path).unwrap_or_else(|_| path.to_owned());
+    let is_data =
+        |place: &&Path| place.join("PG_VERSION").is_file() && place.join("global/pg_control").is_file();
+    match real.ancestors().find(is_data) {
+        None => Ok(()),
+        Some(data) => Err(Error::failed(format!(
+            "{} is in the data directory {}: what destroys the server would destroy its backups",
+            path.display(),
+            data.display()
+        ))
+        .hint("Name a directory elsewhere, best on another disk")),
+    }
+}
+
 /// Creates a repository. Refuses the directory of a disk that is not mounted, and a user whose files the archiving user
 /// could not write.
 pub(super) fn create(path: &Path) -> Result<Repository, Error> {
@@ -70,6 +88,7 @@ pub(super) fn create(path: &Path) -> Result<Repository, Error> {
         )));
     }
     ownership::refuse_foreign_root(path)?;
+    refuse_in_data_directory(path)?;
     match Repository::create(path, CreateOptions::default()) {
         Ok(repository) => {
             tracing::info!("Created the repository {}", path.display());
@@ -177,4 +196,31 @@ fn for_server(name: &ServerName, is_configured: bool, file: &str, invocation: &I
         invocation.with(&format!("backup {name}"))
     ));
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn no_repository_is_made_in_a_data_directory_at_any_depth_nor_through_a_link() {
+        let directory = tempfile::tempdir().unwrap();
+        let data = directory.path().join("data");
+        fs::create_dir_all(data.join("global")).unwrap();
+        fs::write(data.join("PG_VERSION"), "19\n").unwrap();
+        let place = data.join("backups/repository");
+        refuse_in_data_directory(&place).unwrap();
+        fs::write(data.join("global/pg_control"), "").unwrap();
+        std::os::unix::fs::symlink(&data, directory.path().join("link")).unwrap();
+        for place in [data.clone(), place, directory.path().join("link/repository")] {
+            let refused = refuse_in_data_directory(&place).unwrap_err();
+            assert!(
+                refused.to_string().contains("is in the data directory"),
+                "{refused}"
+            );
+        }
+        refuse_in_data_directory(&directory.path().join("repository")).unwrap();
+    }
 }

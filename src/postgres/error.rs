@@ -183,6 +183,15 @@ impl Error {
                 io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => Some(
                     "Is the server running there, and does it accept connections on that port or socket?",
                 ),
+                io::ErrorKind::TimedOut
+                | io::ErrorKind::HostUnreachable
+                | io::ErrorKind::NetworkUnreachable => {
+                    Some("Is that host up, and can it be reached from here: route, firewall?")
+                }
+                // The standard library's words for an answer of getaddrinfo, which has no kind of its own.
+                _ if error.to_string().starts_with("failed to lookup address") => {
+                    Some("Is the host's name right? 'getent hosts NAME' asks as barmanfs does")
+                }
                 _ => None,
             },
             Self::ServerMoved(_) => Some("Take the backup again"),
