@@ -3,6 +3,7 @@
 use std::fmt;
 
 use barmanfs_catalog::InvalidName;
+use barmanfs_store::threads::NoThread;
 
 /// Exit codes. `get-wal` and `wal-restore` add [`TROUBLE`](exit::TROUBLE) to that of every failure.
 pub(crate) mod exit {
@@ -146,9 +147,9 @@ impl Error {
         self.kind
     }
 
-    /// The hint about what to do.
+    /// The hint about what to do. Where a limit of this process is reached, that is the cause, whatever failed by it.
     pub(crate) fn hint_text(&self) -> Option<&str> {
-        self.hint.as_deref()
+        reached_limit(&self.message).or(self.hint.as_deref())
     }
 
     /// The exit code of the process.
@@ -178,6 +179,26 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)
     }
+}
+
+/// The limits that the numbers of errors stand for: EMFILE, ENFILE, ENOMEM.
+fn reached_limit(message: &str) -> Option<&'static str> {
+    const LIMITS: [(&str, &str); 3] = [
+        (
+            "(os error 24)",
+            "The limit of open files of this process is reached: raise it (ulimit -n; LimitNOFILE= of a service)",
+        ),
+        (
+            "(os error 23)",
+            "The limit of open files of this host is reached: raise fs.file-max, or see what has them open (lsof)",
+        ),
+        (
+            "(os error 12)",
+            "Memory is short: see the limits of this process (ulimit -v; MemoryMax= of a service) and of this host",
+        ),
+    ];
+    let reached = LIMITS.iter().find(|(number, _)| message.contains(number));
+    reached.map(|(_, hint)| *hint)
 }
 
 /// An error's own text, followed by those of its sources that it does not already contain.
@@ -235,6 +256,12 @@ impl From<barmanfs_store::Error> for Error {
     }
 }
 
+impl From<NoThread> for Error {
+    fn from(error: NoThread) -> Self {
+        barmanfs_store::Error::from(error).into()
+    }
+}
+
 impl From<barmanfs_fs::Error> for Error {
     fn from(error: barmanfs_fs::Error) -> Self {
         match error {
@@ -285,6 +312,27 @@ mod tests {
     #[derive(Debug, thiserror::Error)]
     #[error("Outer trouble: {0}")]
     struct Telling(#[source] std::io::Error);
+
+    /// The kind: a limit of the process is taken for a fault of the server or of a file.
+    #[test]
+    fn a_limit_that_is_reached_is_the_hint_whatever_failed_by_it() {
+        let failed = |number: i32| {
+            let error = std::io::Error::from_raw_os_error(number);
+            Error::failed(format!("Connection failed: {error}")).hint("Is the server running?")
+        };
+        for (number, said) in [
+            (24, "ulimit -n"),
+            (23, "fs.file-max"),
+            (12, "MemoryMax="),
+            (111, "Is the server running?"),
+        ] {
+            let error = failed(number);
+            assert!(
+                error.hint_text().is_some_and(|hint| hint.contains(said)),
+                "{number}: {error:?}"
+            );
+        }
+    }
 
     #[test]
     fn each_source_of_an_error_is_shown_once() {

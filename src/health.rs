@@ -41,11 +41,12 @@ mod wal_host;
 mod wal_store;
 
 use std::path::Path;
-use std::thread;
+use std::thread::{self, ScopedJoinHandle};
 use std::time::Duration;
 
 use barmanfs_catalog::Repository;
 use barmanfs_catalog::recovery::TimelineReport;
+use barmanfs_store::threads;
 
 use crate::config::{Problem, ServerConfig};
 use crate::error::Error;
@@ -120,21 +121,26 @@ pub(crate) fn check(
                 repository::check(&path, &invocation, findings);
             })
         };
-        let of_repository = scope.spawn(of_repository);
+        let of_repository = threads::start_in(scope, "checks", of_repository);
         let servers = standing::each(request.servers, |server| {
             check_server(request, server, limit(server), gate.clone())
         });
-        (of_repository.join(), servers)
+        (of_repository.map(ScopedJoinHandle::join), servers)
     });
     Report {
-        repository: repository.unwrap_or_else(|_| Checked {
-            findings: vec![Finding::failed(
-                repository::NAME,
-                "the checks ended early, by a fault of barmanfs",
-            )],
-            figures: Figures::default(),
-        }),
+        repository: match repository {
+            Ok(Ok(checked)) => checked,
+            Ok(Err(_)) => not_checked("the checks ended early, by a fault of barmanfs"),
+            Err(refused) => not_checked(&refused.to_string()),
+        },
         servers,
+    }
+}
+
+fn not_checked(why: &str) -> Checked {
+    Checked {
+        findings: vec![Finding::failed(repository::NAME, why)],
+        figures: Figures::default(),
     }
 }
 

@@ -4,6 +4,8 @@
 //! client, the progress and the exit codes. Only this crate prints, ends the process or reads the
 //! environment.
 
+#![cfg_attr(test, allow(clippy::disallowed_methods))]
+
 mod arrival;
 mod background;
 mod backup;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use barmanfs_catalog::{Monitor, Unit};
 use barmanfs_store::sync::lock;
+use barmanfs_store::threads;
 use indicatif::{HumanBytes, HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::locale::Drawing;
@@ -68,6 +69,19 @@ impl std::fmt::Debug for Tell {
     }
 }
 
+/// Moves the bar's sign of life until it ends. That of indicatif panics where no thread can be had.
+fn tick(bar: &ProgressBar) {
+    let bar = bar.downgrade();
+    let ticking = move || {
+        while let Some(bar) = bar.upgrade().filter(|bar| !bar.is_finished()) {
+            bar.tick();
+            std::thread::sleep(TICK);
+        }
+    };
+    // Without it, the bar moves with the work.
+    let _may_be_refused = threads::start("tick", ticking);
+}
+
 /// One long piece of work. Shared by reference: `set` may be called from any thread.
 #[derive(Debug)]
 pub(crate) struct Progress {
@@ -93,7 +107,7 @@ impl Progress {
         if terminal {
             bar.set_style(style(counted, false));
             bar.set_message(what.clone());
-            bar.enable_steady_tick(TICK);
+            tick(&bar);
             *on_screen() = Some(bar.clone());
         }
         let log = (!quiet && !terminal).then(|| Mutex::new(Instant::now()));

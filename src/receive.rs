@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use barmanfs_catalog::Repository;
 use barmanfs_pg::wal_name::SegmentName;
+use barmanfs_store::threads;
 
 use crate::cluster::{self, Purpose, ServerSettings};
 use crate::config::ServerConfig;
@@ -56,7 +57,7 @@ pub(crate) fn run(
     let stop = Interruption::watch(|| {})?;
     let end = AtomicBool::new(false);
     thread::scope(|scope| {
-        scope.spawn(|| {
+        threads::start_in(scope, "configuration", || {
             let mut looks = 0;
             while !stop.requested() {
                 stop.sleep(LOOK_AT_CONFIGURATION_EVERY);
@@ -67,7 +68,7 @@ pub(crate) fn run(
                     stop.request();
                 }
             }
-        });
+        })?;
         let received = until_stopped(repository, server, &stop);
         stop.request();
         received

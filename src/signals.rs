@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use barmanfs_store::threads;
 use signal_hook::SigId;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::{Handle, Signals};
@@ -53,10 +54,7 @@ impl Interruption {
         }
         let mut signals = Signals::new(&ending).map_err(failed)?;
         let handle = signals.handle();
-        std::thread::Builder::new()
-            .name("signals".to_owned())
-            .spawn(move || signals.forever().for_each(|_| on_signal()))
-            .map_err(failed)?;
+        threads::start("signals", move || signals.forever().for_each(|_| on_signal()))?;
         Ok(Self { flag, handle })
     }
 

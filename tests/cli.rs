@@ -10,6 +10,7 @@ topic! {
     alone wrong_usage_ends_with_2,
     alone output_that_cannot_be_written_is_an_error,
     edges every_reading_command_has_json,
+    once where_no_thread_can_be_had_nothing_panics_and_nothing_is_left,
     once backups_are_found_by_words_like_latest,
     edges check_reports_problems,
     once passwords_are_used_and_never_shown,
@@ -53,6 +54,45 @@ fn output_that_cannot_be_written_is_an_error() {
             .refused(1)
             .says(&["Cannot write to standard output"]);
     }
+}
+
+/// The kind: what the system refuses is an error that says so. With a stack of that size, the system refuses every thread.
+fn where_no_thread_can_be_had_nothing_panics_and_nothing_is_left(install: &'static Install) {
+    let (site, server) = Site::with_server(install);
+    site.backup();
+    let point = site.make_directory("point");
+    let program = format!("'{}' -c '{}'", site.program().display(), site.config().display());
+    let (copy, point) = (
+        site.path("copy").display().to_string(),
+        point.display().to_string(),
+    );
+    for (command, is_refused) in [
+        ("backup main", true),
+        ("backup main --method files", true),
+        (format!("restore main latest '{copy}'").as_str(), true),
+        (format!("export main latest '{copy}'").as_str(), true),
+        (format!("mount '{point}'").as_str(), true),
+        ("check main", false),
+        ("status main", false),
+        ("show-servers main", false),
+        ("replication-status main", false),
+        ("metrics", false),
+        ("diagnose", false),
+        ("verify", false),
+        ("sweep", false),
+    ] {
+        let run = site.sh(&format!("RUST_MIN_STACK={} {program} {command}", 1_u64 << 62));
+        assert!(!run.all().contains("panicked"), "{command}: {run}");
+        if is_refused {
+            run.refused(1).says(&["Cannot start a thread", "ulimit -u"]);
+        }
+    }
+    assert_eq!(site.backup_ids().len(), 1);
+    assert!(!site.path("copy").join("PG_VERSION").exists());
+    let mounted = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(!mounted.contains(&point), "{mounted}");
+    site.ok(&["verify"]);
+    drop(server);
 }
 
 fn wrong_usage_ends_with_2() {

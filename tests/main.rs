@@ -2,6 +2,7 @@
 //! `scripts/test.sh` finds the servers and runs this; `cargo test --test program -- NAME` runs some of the tests.
 
 #![allow(
+    clippy::disallowed_methods,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::print_stdout,

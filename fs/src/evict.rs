@@ -7,9 +7,10 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use barmanfs_store::threads;
 use crossbeam_channel::{Receiver, bounded};
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::namespace::Namespace;
 use crate::watch::Invalidate;
 
@@ -21,11 +22,8 @@ pub(crate) fn start(namespace: &Arc<Namespace>, kernel: Box<dyn Invalidate>) -> 
     let (tell, crowded) = bounded(1);
     namespace.on_crowd(tell);
     let namespace = Arc::downgrade(namespace);
-    std::thread::Builder::new()
-        .name("evict".to_owned())
-        .spawn(move || evict(&namespace, &*kernel, &crowded))
-        .map(drop)
-        .map_err(|source| Error::io("start a thread for", "(forgetting names)", source))
+    let started = threads::start("evict", move || evict(&namespace, &*kernel, &crowded));
+    Ok(started.map(drop).map_err(barmanfs_store::Error::from)?)
 }
 
 fn evict(namespace: &Weak<Namespace>, kernel: &dyn Invalidate, crowded: &Receiver<()>) {

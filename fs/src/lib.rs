@@ -19,6 +19,8 @@
 //! - Memory is bounded: inodes by asking the kernel to forget the oldest (what they took is given back then), listings by one page per open directory,
 //!   data by the chunk cache.
 
+#![cfg_attr(test, allow(clippy::disallowed_methods))]
+
 mod adapter;
 mod clones;
 pub mod counters;

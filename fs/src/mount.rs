@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use barmanfs_catalog::{Action, Repository, ServerName};
+use barmanfs_store::threads;
 use crossbeam_channel::{Receiver, Sender, bounded, select};
 use rustix::io::Errno;
 
@@ -105,6 +106,26 @@ pub struct MountedFs {
     watcher: Watcher,
     unmounter: Unmounter,
     unmounted: Receiver<()>,
+    unless_served: UnlessServed,
+}
+
+/// Removes a mount that nothing serves: looking into it would fail, and hang where the process lives on.
+struct UnlessServed(Option<Mounted>);
+
+impl UnlessServed {
+    fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for UnlessServed {
+    fn drop(&mut self) {
+        if let Some(mounted) = &self.0
+            && let Err(error) = mounted.detach()
+        {
+            tracing::warn!("Nothing serves {}, and: {error}", mounted.path().display());
+        }
+    }
 }
 
 /// Unmounts a [`MountedFs`] from any thread.
@@ -144,7 +165,9 @@ pub fn mount(repository: Repository, options: MountOptions) -> Result<MountedFs>
     let device = mounted_device(&mount_point, options.allow_other)?;
     let mounted = Mounted::at(&mount_point)?
         .ok_or_else(|| cannot(&mount_point, "it was unmounted again at once".to_owned()))?;
-    let threads = options.threads.unwrap_or_else(default_threads);
+    let unless_served = UnlessServed(Some(mounted.clone()));
+    let threads = threads::can_start(options.threads.unwrap_or_else(default_threads));
+    let threads = threads.map_err(barmanfs_store::Error::from)?;
     let service = Service::new(
         Arc::clone(&namespace),
         Arc::clone(&context),
@@ -155,9 +178,6 @@ pub fn mount(repository: Repository, options: MountOptions) -> Result<MountedFs>
             allow_other: options.allow_other,
         },
     );
-    let service = service.inspect_err(|_| {
-        let _ = mounted.detach();
-    });
     let service = service.map_err(|source| Error::io("serve", &mount_point, source))?;
     raise_read_ahead(&mounted);
     let repository = context.repository().clone();
@@ -181,6 +201,7 @@ pub fn mount(repository: Repository, options: MountOptions) -> Result<MountedFs>
             done,
         },
         unmounted,
+        unless_served,
     })
 }
 
@@ -209,23 +230,23 @@ impl MountedFs {
             watcher,
             unmounter,
             unmounted,
+            unless_served,
         } = self;
         let path = unmounter.mounted.path().to_path_buf();
         let stored = Arc::clone(repository.counters());
         let (ended, end) = bounded(1);
         let gone = Arc::clone(&unmounter.gone);
-        let serving = std::thread::Builder::new()
-            .name("serve".to_owned())
-            .spawn(move || {
-                // All request threads are started from here, so they act as the owner too.
-                let result = match repository.as_owner() {
-                    Ok(_acting) => service.run(),
-                    Err(error) => Err(io::Error::other(error)),
-                };
-                gone.store(result.is_ok(), Ordering::SeqCst);
-                let _ = ended.send(result);
-            });
-        serving.map_err(|source| Error::io("start a thread for", &path, source))?;
+        let serving = threads::start("serve", move || {
+            // All request threads are started from here, so they act as the owner too.
+            let result = match repository.as_owner() {
+                Ok(_acting) => service.run(),
+                Err(error) => Err(io::Error::other(error)),
+            };
+            gone.store(result.is_ok(), Ordering::SeqCst);
+            let _ = ended.send(result);
+        });
+        serving.map_err(barmanfs_store::Error::from)?;
+        unless_served.keep();
         let result = select! {
             recv(end) -> result => result.unwrap_or(Ok(())),
             recv(unmounted) -> _ => end.recv_timeout(GRACE).unwrap_or_else(|_| {
@@ -448,7 +469,7 @@ fn warm_index(repository: Repository) {
             tracing::debug!("Cannot read the index ahead: {error}");
         }
     };
-    let _ = std::thread::Builder::new().name("warm".to_owned()).spawn(warm);
+    let _ = threads::start("warm", warm);
 }
 
 fn default_threads() -> usize {

@@ -15,6 +15,7 @@ use std::os::fd::IntoRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
+use barmanfs_store::threads;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 /// Bytes per read: what the kernel asks for with one request.
@@ -37,8 +38,7 @@ impl Warmer {
         // One file is being read and one may wait. Recovery needs no more.
         let (paths, asked) = bounded(1);
         let read_all = move || read_each(&mount_point, &device, &asked);
-        let thread = std::thread::Builder::new().name("warm-wal".to_owned());
-        thread.spawn(read_all).ok()?;
+        threads::start("warm-wal", read_all).ok()?;
         Some(Self { paths })
     }
 

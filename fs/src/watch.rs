@@ -9,9 +9,10 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use barmanfs_catalog::BackupId;
+use barmanfs_store::threads;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::namespace::{Ino, Namespace};
 use crate::views::{Context, ServerState, Snapshot, moved_aliases};
 
@@ -46,10 +47,8 @@ impl Watcher {
         kernel: Box<dyn Invalidate>,
     ) -> Result<Self> {
         let (stop, stopped) = bounded(0);
-        let thread = std::thread::Builder::new()
-            .name("watch".to_owned())
-            .spawn(move || watch(&namespace, &context, &*kernel, &stopped))
-            .map_err(|source| Error::io("start a thread for", "(watching the repository)", source))?;
+        let work = move || watch(&namespace, &context, &*kernel, &stopped);
+        let thread = threads::start("watch", work).map_err(barmanfs_store::Error::from)?;
         Ok(Self {
             stop: Some(stop),
             thread: Some(thread),

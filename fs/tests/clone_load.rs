@@ -1,6 +1,6 @@
 //! Concurrent and large operations in clones. Needs /dev/fuse and root.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::disallowed_methods, clippy::unwrap_used)]
 
 mod support;
 

@@ -1,6 +1,6 @@
 //! The tree without a kernel: the names it shows, and the content of its files.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::disallowed_methods, clippy::unwrap_used)]
 
 mod support;
 

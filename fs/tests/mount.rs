@@ -1,6 +1,6 @@
 //! A real mount: what programs see through the kernel, and how mounts come and go. Needs /dev/fuse and root.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::disallowed_methods, clippy::unwrap_used)]
 
 mod support;
 

@@ -1,7 +1,7 @@
 //! `pitr/` without PostgreSQL, and without a kernel except for clones: which targets exist, and the recovery settings
 //! of a copy.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::disallowed_methods, clippy::unwrap_used)]
 
 mod support;
 

@@ -1,7 +1,7 @@
 //! How mounts serve clones: one after the other, until they are asked to release them, and until the mount ends. Needs
 //! /dev/fuse and root.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::disallowed_methods, clippy::unwrap_used)]
 
 mod support;
 

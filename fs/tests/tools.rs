@@ -1,7 +1,12 @@
 //! Runs test tools for file systems on a clone: fsx and pjdfstest. `BARMANFS_TEST_TOOLS` names their directory
 //! (`scripts/torture.sh` installs them); without it, they are skipped. Needs /dev/fuse and root.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout
+)]
 
 #[path = "../../tests/common/random.rs"]
 #[allow(dead_code)]

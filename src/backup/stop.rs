@@ -9,6 +9,7 @@ use crate::config::ServerConfig;
 use crate::error::Error;
 use crate::postgres::{Connection, Interrupter};
 use crate::signals::Interruption;
+use barmanfs_store::threads;
 
 use barmanfs_store::sync::lock;
 
@@ -90,13 +91,10 @@ impl Stop {
 pub(crate) fn connect(server: &ServerConfig, stop: &Stop) -> Result<Connection, Error> {
     let (sender, receiver) = mpsc::sync_channel(1);
     let settings = server.clone();
-    std::thread::Builder::new()
-        .name("connect".to_owned())
-        .spawn(move || {
-            // The receiver may have stopped waiting.
-            let _unwanted = sender.send(cluster::connect(&settings, Purpose::Backup));
-        })
-        .map_err(|error| Error::failed(format!("Cannot start a thread: {error}")))?;
+    threads::start("connect", move || {
+        // The receiver may have stopped waiting.
+        let _unwanted = sender.send(cluster::connect(&settings, Purpose::Backup));
+    })?;
     loop {
         match receiver.recv_timeout(SIGNAL_NOTICED_WITHIN) {
             Ok(connected) => return connected,

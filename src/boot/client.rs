@@ -4,11 +4,11 @@
 use std::collections::VecDeque;
 use std::io::{self, Read};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::thread;
 use std::time::Duration;
 
 use crate::error::Error;
 use crate::signals::Interruption;
+use barmanfs_store::threads;
 
 /// How much of a program's output is kept: this many bytes of its beginning, and as many of its end. The middle of a
 /// long list of errors only repeats them.
@@ -49,8 +49,8 @@ pub(super) fn run(mut command: Command, stdout: Stdout, interruption: &Interrupt
     let mut child = command.stderr(writer).spawn().map_err(failed)?;
     // Closes our own ends of the pipe: with them open, reading would never end.
     drop(command);
-    let reading = thread::Builder::new().spawn(move || keep(&mut reader));
-    let waited = reading.map_err(failed).and_then(|reading| {
+    let reading = threads::start("client", move || keep(&mut reader));
+    let waited = reading.map_err(Error::from).and_then(|reading| {
         let status = wait(&mut child, interruption)?;
         Ok((status, reading.join()))
     });

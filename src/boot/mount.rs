@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use barmanfs_catalog::{Backup, BackupId, CloneName, Repository, ServerName};
 use barmanfs_fs::{CloneLimits, MountOptions, Unmounter};
+use barmanfs_store::threads;
 use nix::unistd::Uid;
 
 use super::Stop;
@@ -60,14 +61,9 @@ impl PrivateMount {
         };
         let mounted = barmanfs_fs::mount(repository.clone(), options)?;
         let unmounter = mounted.unmounter();
-        let serving = thread::Builder::new()
-            .name("mount".to_owned())
-            .spawn(move || mounted.serve());
-        let serving = serving.map_err(|error| {
-            // A failure to start the thread is reported first.
-            let _ = unmounter.unmount();
-            Error::failed(format!("Cannot start a thread: {error}"))
-        })?;
+        let serving = threads::start("mount", move || mounted.serve());
+        // A failure to start the thread is reported first.
+        let serving = serving.inspect_err(|_| drop(unmounter.unmount()))?;
         Ok(Self {
             point,
             server: server.clone(),

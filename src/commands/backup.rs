@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use barmanfs_catalog::{Annotations, Backup, BackupStatus, Error as CatalogError, Repository};
 use barmanfs_store::sync::lock;
+use barmanfs_store::threads;
 
 use super::list_backups::{status_style, took};
 use super::show_backup::came_in_as;
@@ -170,9 +171,14 @@ fn take_all(
         }
     };
     thread::scope(|scope| {
-        for _ in 1..jobs {
+        let others = || {
             let (stop, work) = (stop.another(), &work);
-            scope.spawn(move || work(&stop));
+            move || work(&stop)
+        };
+        if jobs > 1
+            && let Err(refused) = threads::start_up_to(scope, "backup", jobs - 1, others)
+        {
+            tracing::warn!("One backup after the other: {refused}");
         }
         work(stop);
     });

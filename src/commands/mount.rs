@@ -1,10 +1,10 @@
 //! `barmanfs mount`.
 
 use std::path::Path;
-use std::thread;
 
 use barmanfs_catalog::Repository;
 use barmanfs_fs::{MountOptions, MountedFs};
+use barmanfs_store::threads;
 use nix::unistd::{Group, User};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -91,10 +91,7 @@ fn serve(app: &App, mounted: MountedFs, mount_point: &Path, background: bool) ->
             tracing::error!("Cannot unmount: {error}");
         }
     })?;
-    let serving = thread::Builder::new()
-        .name("mount".to_owned())
-        .spawn(move || mounted.serve())
-        .map_err(|error| Error::failed(format!("Cannot start a thread: {error}")))?;
+    let serving = threads::start("mount", move || mounted.serve())?;
     let answered = answers(mount_point).and_then(|()| {
         tracing::info!(
             "Serving {} at {}",
@@ -110,7 +107,11 @@ fn serve(app: &App, mounted: MountedFs, mount_point: &Path, background: bool) ->
     });
     if let Err(error) = answered {
         on_failure.unmount()?;
-        return Err(error);
+        // Why it does not answer.
+        return Err(match serving.join() {
+            Ok(Err(cause)) => cause.into(),
+            _ => error,
+        });
     }
     match serving.join() {
         Ok(served) => served?,

@@ -2,10 +2,12 @@
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::thread::ScopedJoinHandle;
 use std::time::Duration;
 
 use barmanfs_catalog::{KnownPack, Monitor, Unit};
 use barmanfs_store::sync::lock;
+use barmanfs_store::threads;
 
 use crate::error::Error;
 use crate::signals::Interruption;
@@ -24,11 +26,7 @@ pub(super) fn each_pack(
 ) -> Result<(), Error> {
     let total: u64 = packs.iter().map(|pack| pack.bytes).sum();
     let interruption = Interruption::watch(|| {})?;
-    let (next, done, running) = (
-        AtomicUsize::new(0),
-        AtomicU64::new(0),
-        AtomicUsize::new(UNDER_WAY),
-    );
+    let (next, done) = (AtomicUsize::new(0), AtomicU64::new(0));
     let failed = Mutex::new(None);
     let work = || {
         while !interruption.requested() && lock(&failed).is_none() {
@@ -43,17 +41,15 @@ pub(super) fn each_pack(
                 }
             };
         }
-        running.fetch_sub(1, Ordering::Release);
     };
     std::thread::scope(|scope| {
-        for _ in 0..UNDER_WAY {
-            scope.spawn(work);
-        }
-        while running.load(Ordering::Acquire) > 0 {
+        let working = threads::start_up_to(scope, "copy", UNDER_WAY, || work)?;
+        while !working.iter().all(ScopedJoinHandle::is_finished) {
             monitor.progress(done.load(Ordering::Relaxed), Some(total), Unit::Bytes);
             std::thread::sleep(SHOWN_EVERY);
         }
-    });
+        Ok::<_, Error>(())
+    })?;
     match failed.into_inner() {
         Ok(Some(error)) => Err(error),
         _ if interruption.requested() => Err(Error::failed(

@@ -9,6 +9,7 @@ use std::thread;
 use crate::error::Error;
 use crate::unfinished::failed;
 use crate::wal_transfer::compression::Compression;
+use barmanfs_store::threads;
 
 /// Bytes that are written at a time.
 const BUFFER_BYTES: usize = 1 << 20;
@@ -36,10 +37,8 @@ pub(super) fn compressed(
         is_whole: &is_whole,
     };
     thread::scope(|scope| {
-        let encoder = thread::Builder::new()
-            .name("compress".to_owned())
-            .spawn_scoped(scope, move || form.encode(None, &mut reader, target))
-            .map_err(fail)?;
+        let encode = move || form.encode(None, &mut reader, target);
+        let encoder = threads::start_in(scope, "compress", encode)?;
         let mut output = BufWriter::with_capacity(BUFFER_BYTES, writer);
         let made = make(&mut output).and_then(|()| output.flush().map_err(fail));
         is_whole.store(made.is_ok(), Ordering::Release);

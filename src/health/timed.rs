@@ -2,12 +2,12 @@
 //! `check timeout` fails: a dead server or disk must not keep monitoring waiting.
 
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use super::figures::Figures;
 use super::finding::{self, Finding, Findings, Found};
 use crate::output;
+use barmanfs_store::threads;
 
 const NAME: &str = "check timeout";
 
@@ -25,9 +25,7 @@ pub(crate) struct Checked {
 pub(super) fn run(within: Option<Duration>, checks: impl FnOnce(&mut Findings) + Send + 'static) -> Checked {
     let (mut sender, found) = Findings::pair();
     let until = within.and_then(|within| Instant::now().checked_add(within));
-    let thread = thread::Builder::new().name("check".to_owned()).spawn(move || {
-        checks(&mut sender);
-    });
+    let thread = threads::start("check", move || checks(&mut sender));
     let mut findings = Vec::new();
     match thread {
         Err(error) => findings.push(Finding::failed(NAME, format!("the checks cannot start: {error}"))),
@@ -53,11 +51,11 @@ pub(crate) fn within<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Option<T> {
     let (sender, result) = mpsc::sync_channel(1);
-    let started = thread::Builder::new().spawn(move || {
+    let started = threads::start("within", move || {
         // If nobody waits any more, the time is up.
         let _ = sender.send(work());
     });
-    started.ok()?;
+    started.inspect_err(|refused| tracing::warn!("{refused}")).ok()?;
     result.recv_timeout(limit).ok()
 }
 
@@ -94,6 +92,7 @@ fn late(within: Duration, last: Option<&Finding>) -> Finding {
 mod tests {
     use super::*;
     use crate::health::State;
+    use std::thread;
 
     fn names(checked: &Checked) -> Vec<(&'static str, State)> {
         let findings = checked.findings.iter();

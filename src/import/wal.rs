@@ -8,6 +8,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use barmanfs_catalog::{Error as CatalogError, Repository, ServerName, WalOutcome};
 use barmanfs_pg::wal_name::{SegmentName, WalName};
 use barmanfs_store::sync::lock;
+use barmanfs_store::threads;
 
 use super::{ForeignWal, LeftOut, Source};
 use crate::arrival;
@@ -110,12 +111,13 @@ pub(crate) fn take(
     let (sender, receiver) = sync_channel(ARCHIVERS);
     let receiver = Mutex::new(receiver);
     std::thread::scope(|scope| {
-        for _ in 0..ARCHIVERS {
-            scope.spawn(|| shared.work(&receiver));
+        let started = threads::start_up_to(scope, "archive", ARCHIVERS, || || shared.work(&receiver));
+        if started.is_ok() {
+            shared.hand_out(files, &sender, needed.as_ref());
         }
-        shared.hand_out(files, &sender, needed.as_ref());
         drop(sender);
-    });
+        started.map(drop)
+    })?;
     let sums = shared
         .sums
         .into_inner()

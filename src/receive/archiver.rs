@@ -11,6 +11,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use barmanfs_catalog::{Spool, WalOutcome};
 use barmanfs_pg::wal_name::{SegmentName, WalName};
+use barmanfs_store::threads;
 
 use super::backoff::Backoff;
 use crate::arrival;
@@ -43,14 +44,11 @@ impl Archiver {
         let (wake, woken) = sync_channel(1);
         let ended: Arc<AtomicBool> = Arc::default();
         let (its_spool, its_end, server) = (Arc::clone(&spool), Arc::clone(&ended), server.clone());
-        let thread = std::thread::Builder::new()
-            .name("archiver".to_owned())
-            .spawn(move || {
-                let is_ended = || its_end.load(Ordering::Relaxed);
-                let hooks = Hooks::of(&server, its_spool.repository(), &is_ended);
-                work(&its_spool, &hooks, &woken);
-            })
-            .map_err(|error| Error::failed(format!("Cannot start a thread: {error}")))?;
+        let thread = threads::start("archiver", move || {
+            let is_ended = || its_end.load(Ordering::Relaxed);
+            let hooks = Hooks::of(&server, its_spool.repository(), &is_ended);
+            work(&its_spool, &hooks, &woken);
+        })?;
         Ok(Self {
             spool,
             wake: Some(wake),

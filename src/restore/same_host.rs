@@ -9,6 +9,7 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use crate::postgres::Conninfo;
+use barmanfs_store::threads;
 
 /// How long the name of a host is looked up. A note is not worth more.
 const LOOK_UP: Duration = Duration::from_secs(3);
@@ -46,13 +47,13 @@ fn is_of_this_host(address: IpAddr) -> bool {
 fn looked_up(host: &str) -> Vec<IpAddr> {
     let (sender, found) = channel();
     let host = host.to_owned();
-    std::thread::spawn(move || {
+    let started = threads::start("resolver", move || {
         let found = (host.as_str(), 0).to_socket_addrs();
         // Nobody listens if that took too long.
         let _ = sender.send(found.map(|found| found.map(|found| found.ip()).collect()));
     });
-    match found.recv_timeout(LOOK_UP) {
-        Ok(Ok(found)) => found,
+    match started.map(|_| found.recv_timeout(LOOK_UP)) {
+        Ok(Ok(Ok(found))) => found,
         _ => Vec::new(),
     }
 }

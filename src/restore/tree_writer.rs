@@ -9,6 +9,7 @@ use std::thread;
 
 use barmanfs_fs::entry::Stat;
 use barmanfs_store::sync::lock;
+use barmanfs_store::threads;
 use rustix::fs::FileType;
 
 use super::destination::{Opened, WrittenDirectory, held_name};
@@ -69,13 +70,10 @@ impl TreeWriter<'_> {
         let directories = thread::scope(|scope| {
             let (sender, receiver) = sync_channel(QUEUE);
             let receiver = Arc::new(Mutex::new(receiver));
-            for number in 0..self.jobs.max(1) {
+            threads::start_up_to(scope, "restore", self.jobs, || {
                 let (receiver, shared) = (Arc::clone(&receiver), &shared);
-                thread::Builder::new()
-                    .name(format!("restore-{number}"))
-                    .spawn_scoped(scope, move || self.work(&receiver, shared))
-                    .map_err(|error| Error::failed(format!("Cannot start a thread: {error}")))?;
-            }
+                move || self.work(&receiver, shared)
+            })?;
             drop(receiver);
             let mut walker = Walker::new(self, sender, &shared);
             match self.view.walk(&mut walker) {

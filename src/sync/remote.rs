@@ -12,6 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use barmanfs_store::sync::lock;
+use barmanfs_store::threads;
 use barmanfs_store::{Error as StoreError, Listed, PackId, PackStorage, PackUpload, Part, PartMark};
 
 use super::wire::{Answer, PROTOCOL, READ_BYTES_MAX, Request, SpoolEntry};
@@ -99,10 +100,7 @@ impl FarPacks {
         };
         let link = Arc::new(Mutex::new(link));
         let shown = Arc::downgrade(&link);
-        thread::Builder::new()
-            .name("sync-beat".to_owned())
-            .spawn(move || beat(&shown))
-            .map_err(|error| Error::failed(format!("Cannot start a thread: {error}")))?;
+        threads::start("sync-beat", move || beat(&shown))?;
         Ok(Self { link, id })
     }
 

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use barmanfs_pg::SegmentSize;
 use barmanfs_pg::wal_name::{SegmentName, WalName};
 use barmanfs_store::sync::lock;
+use barmanfs_store::threads;
 
 use super::feed::{Fed, Feed};
 use super::fetch::{Fetched, Fetching};
@@ -84,11 +85,11 @@ pub(crate) fn run(fetching: &Fetching, spool: &WalSpool, jobs: u8) -> Result<(),
         is_fed: AtomicBool::new(true),
     };
     std::thread::scope(|scope| {
-        for _ in 0..work.jobs.min(MOST_CONNECTIONS) {
-            scope.spawn(|| work.fetch_until_ended());
-        }
+        let fetch = || work.fetch_until_ended();
+        threads::start_up_to(scope, "fetch", work.jobs.min(MOST_CONNECTIONS).into(), || fetch)?;
         work.watch();
-    });
+        Ok::<_, Error>(())
+    })?;
     spool.clear(|_| false).map_err(unusable)
 }
 

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use barmanfs_store::sync::lock;
+use barmanfs_store::threads;
 use jiff::{Timestamp, ToSpan};
 use object_store::CredentialProvider;
 use object_store::aws::AwsCredential;
@@ -217,11 +218,16 @@ fn ask(command: &str) -> Result<Fresh, String> {
         .spawn()
         .map_err(|error| failed(&format!("cannot be started: {error}")))?;
     let output = child.stdout.take();
-    let reader = std::thread::spawn(move || {
+    let reader = threads::start("credentials", move || {
         let mut text = String::new();
         let read = output.map(|output| output.take(ANSWER_MAX_BYTES).read_to_string(&mut text));
         matches!(read, Some(Ok(_))).then_some(text)
     });
+    let reader = reader.map_err(|refused| {
+        let _ = child.kill();
+        let _ = child.wait();
+        refused.to_string()
+    })?;
     let began = Instant::now();
     let status = loop {
         match child.try_wait() {

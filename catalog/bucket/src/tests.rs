@@ -3,6 +3,8 @@
 //! `scripts/test.sh` starts a gateway of Ceph and says in `BARMANFS_TEST_S3` where it is: endpoint, bucket, access key and
 //! secret key. Without it the tests of it do nothing; those in memory and in a directory always run.
 
+#![allow(clippy::disallowed_methods)]
+
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;

@@ -23,6 +23,8 @@
 //! Lock order: gate, a file's sync, its data, names, a node's attributes, then the locks inside `journal.rs`. A thread
 //! must hold the gate to append. Rewriting the journal takes the gate exclusively.
 
+#![cfg_attr(test, allow(clippy::disallowed_methods))]
+
 mod attributes;
 mod blocks;
 mod contents;

@@ -10,6 +10,7 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use barmanfs_store::threads;
 use rustix::io::Errno;
 
 use crate::attributes::{described, introduction_for_rewrite, recorded};
@@ -388,10 +389,7 @@ impl Flusher {
                 failing = flushed.is_err();
             }
         };
-        let thread = std::thread::Builder::new()
-            .name("barmanfs-flush".to_owned())
-            .spawn(work);
-        let thread = thread.map_err(|error| Error::io("start a thread for", "a clone", error))?;
+        let thread = threads::start("barmanfs-flush", work).map_err(barmanfs_store::Error::from)?;
         Ok(Self {
             thread: Some(thread),
             stop: Some(stop),

@@ -18,6 +18,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use barmanfs_store::sync::lock;
+use barmanfs_store::threads;
 
 use crate::error::{Error, Result};
 
@@ -179,9 +180,8 @@ impl<const N: usize> Sorted<N> {
             Ok(done)
         };
         thread::scope(|scope| {
-            let threads: Vec<_> = (0..cores.min(MAX_THREADS))
-                .map(|_| scope.spawn(work_on_parts))
-                .collect();
+            let threads = threads::start_up_to(scope, "part", cores.min(MAX_THREADS), || work_on_parts)
+                .map_err(barmanfs_store::Error::from)?;
             let mut done = Vec::new();
             for thread in threads {
                 let of_thread: Result<Vec<T>> = match thread.join() {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use crate::id::{ChunkId, PackId};
+use crate::threads::NoThread;
 
 /// Result of the store's functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -94,6 +95,9 @@ pub enum Error {
     /// No random bytes for a new id.
     #[error("The operating system gives no random bytes: {0}")]
     Random(String),
+    /// No thread for the work.
+    #[error(transparent)]
+    NoThread(#[from] NoThread),
 }
 
 impl Error {
@@ -145,6 +149,7 @@ impl Error {
             | Self::Invalid(_)
             | Self::Index(_)
             | Self::Random(_) => None,
+            Self::NoThread(error) => error.os_error().map(Errno::from_raw_os_error),
         }
     }
 

@@ -9,7 +9,10 @@
 //! - [`reader`]: from ids back to bytes, cached and checked.
 //! - [`depositor`]: from bytes to ids: hash, compare, compress, pack, on all cores.
 //! - [`file_map`], [`listing`], [`tree`]: chunks assembled into files, directories and whole backups.
+//! - [`threads`]: how all of barmanfs starts threads.
 //! - [`counters`]: how much of all this was done, and how long reading took.
+
+#![cfg_attr(test, allow(clippy::disallowed_methods))]
 
 pub mod codec;
 pub mod counters;
@@ -28,6 +31,7 @@ mod random;
 pub mod reader;
 pub mod storage;
 pub mod sync;
+pub mod threads;
 pub mod throttle;
 pub mod tree;
 

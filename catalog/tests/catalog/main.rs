@@ -1,6 +1,7 @@
 //! Tests of what the catalog guarantees, on real repositories.
 
 #![allow(
+    clippy::disallowed_methods,
     clippy::unwrap_used,
     clippy::expect_used,
     reason = "a test that cannot go on fails"

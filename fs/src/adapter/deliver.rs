@@ -6,6 +6,7 @@
 use std::io;
 use std::sync::Arc;
 
+use barmanfs_store::threads;
 use crossbeam_channel::bounded;
 use fuser::{INodeNo, Notifier};
 
@@ -39,8 +40,5 @@ pub(super) fn start(
             }
         }
     };
-    std::thread::Builder::new()
-        .name("deliver".to_owned())
-        .spawn(each)
-        .map(drop)
+    Ok(threads::start("deliver", each).map(drop)?)
 }

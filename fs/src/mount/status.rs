@@ -3,9 +3,9 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
-use std::thread;
 use std::time::Duration;
 
+use barmanfs_store::threads;
 use serde::Deserialize;
 
 use crate::counters::MountCounters;
@@ -38,9 +38,7 @@ impl Status {
         let status = mount_point.join(STATUS);
         let (answer, answered) = mpsc::sync_channel(1);
         // A read from a hung mount cannot be interrupted: that thread ends with the process.
-        thread::Builder::new()
-            .name("status".to_owned())
-            .spawn(move || answer.send(std::fs::read(status)))?;
+        threads::start("status", move || answer.send(std::fs::read(status)))?;
         let text = answered
             .recv_timeout(ANSWERS_WITHIN)
             .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;

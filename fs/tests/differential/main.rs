@@ -5,7 +5,12 @@
 //! `BARMANFS_TEST_SECONDS` sets the duration. `BARMANFS_TEST_SEED`, which a failure prints, repeats a run. Needs
 //! /dev/fuse, and root to run all tests.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout
+)]
 
 mod compare;
 mod operation;

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use barmanfs_store::threads;
 use barmanfs_store::{Attributes, TreeWriter};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
@@ -61,13 +62,16 @@ impl Readers<'_> {
         thread::scope(|scope| {
             let (jobs, waiting) = bounded(WAITING_MAX);
             let (ended, ends) = bounded(1);
-            for _ in 0..self.count() {
-                let (waiting, ended, state) = (waiting.clone(), ended.clone(), &state);
-                scope.spawn(move || ended.send(self.read(&waiting, state)));
-            }
-            drop(waiting);
             let state = &state;
-            scope.spawn(move || ended.send(self.walk(walk, jobs, state)));
+            let started = threads::start_up_to(scope, "read", self.count(), || {
+                let (waiting, ended) = (waiting.clone(), ended.clone());
+                move || ended.send(self.read(&waiting, state))
+            });
+            drop(waiting);
+            let walk = move || ended.send(self.walk(walk, jobs, state));
+            if let Err(refused) = started.and_then(|_| threads::start_in(scope, "walk", walk)) {
+                state.add(&mut outcome, Err(Error::from(refused).into()));
+            }
             loop {
                 let end = match ends.recv_timeout(every) {
                     Ok(end) => end,

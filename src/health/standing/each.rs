@@ -4,6 +4,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
+use barmanfs_store::sync::lock;
+use barmanfs_store::threads;
+
 /// How many servers are worked on at a time. Most of that time is waiting for them.
 const THREADS_MAX: usize = 16;
 
@@ -13,17 +16,17 @@ pub(crate) fn each<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync)
     let next = AtomicUsize::new(0);
     let done = Mutex::new(Vec::with_capacity(items.len()));
     thread::scope(|scope| {
-        for _ in 0..items.len().min(THREADS_MAX) {
-            scope.spawn(|| {
-                loop {
-                    let nth = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(item) = items.get(nth) else { return };
-                    let result = work(item);
-                    done.lock()
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .push((nth, result));
-                }
-            });
+        let work_through = || {
+            loop {
+                let nth = next.fetch_add(1, Ordering::Relaxed);
+                let Some(item) = items.get(nth) else { return };
+                let result = work(item);
+                lock(&done).push((nth, result));
+            }
+        };
+        let wanted = items.len().min(THREADS_MAX);
+        if wanted < 2 || threads::start_up_to(scope, "server", wanted, || work_through).is_err() {
+            work_through();
         }
     });
     let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);

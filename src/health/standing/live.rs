@@ -7,6 +7,7 @@ use std::thread;
 
 use barmanfs_pg::wal_name::SegmentName;
 use barmanfs_pg::{Lsn, SegmentSize, ServerVersion, SystemId, TimelineId, TimestampMicros};
+use barmanfs_store::threads;
 
 use super::clients::{self, OwnStream, StreamClient};
 use crate::cluster::{self, Host, ServerSettings};
@@ -195,9 +196,14 @@ pub(super) fn ask(server: &ServerConfig, host: Host) -> Result<(Live, Option<Con
     let mut live = Live::default();
     // A host that is not there is waited for once.
     let (sql, streaming) = thread::scope(|scope| {
-        let streaming = scope.spawn(|| cluster::look(server, host.streaming()));
+        let stream = || cluster::look(server, host.streaming());
+        let streaming = threads::start_in(scope, "streaming", stream);
         let sql = cluster::look(server, host.sql());
-        (sql, streaming.join().unwrap_or_else(|panic| resume_unwind(panic)))
+        match streaming {
+            Ok(streaming) => (sql, streaming.join().unwrap_or_else(|panic| resume_unwind(panic))),
+            // One after the other.
+            Err(_) => (sql, stream()),
+        }
     });
     let sql = sql.map(|mut sql| {
         if let Err(error) = ask_in_sql(server, &mut sql, &mut live) {

@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use barmanfs_store::sync::lock;
+use barmanfs_store::threads;
 
 use super::serve::{Server, Unserved};
 use super::wire::{self, Assignment, Frame, FromAgent, PROTOCOL, ToAgent};
@@ -176,17 +177,12 @@ impl Agent {
         };
         let Self { session, from } = self;
         let (restored, met) = thread::scope(|scope| {
-            let start = |number: usize| {
-                let thread = thread::Builder::new().name(format!("serve-{number}"));
-                thread.spawn_scoped(scope, connection)
-            };
-            let started = (0..jobs).try_for_each(|number| start(number).map(drop));
-            scope.spawn(|| beat(session, &ended));
+            let started = threads::start_in(scope, "beat", || beat(session, &ended)).and_then(|_| {
+                (0..jobs).try_for_each(|_| threads::start_in(scope, "serve", connection).map(drop))
+            });
             let restored = match started {
                 Ok(()) => follow(from, order),
-                Err(error) => Err(Stopped::Ended(Error::failed(format!(
-                    "Cannot start a thread: {error}"
-                )))),
+                Err(refused) => Err(Stopped::Ended(refused.into())),
             };
             ended.store(true, Ordering::Release);
             // What ends from here on has this side ended.

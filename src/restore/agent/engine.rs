@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use barmanfs_store::sync::lock;
+use barmanfs_store::threads;
 use rustix::event::PollFlags;
 
 use super::far::{FarDirectory, FarTree};
@@ -52,11 +53,11 @@ fn pass_on(socket: &Path) -> Result<(), Error> {
     let failed = |error: std::io::Error| Error::failed(format!("Cannot reach the agent: {error}"));
     let mut answers = UnixStream::connect(socket).map_err(failed)?;
     let mut requests = answers.try_clone().map_err(failed)?;
-    std::thread::spawn(move || {
+    threads::start("input", move || {
         // At the end of one, the other side of it sees that the connection is cut.
         let _ = std::io::copy(&mut std::io::stdin().lock(), &mut answers);
         let _ = answers.shutdown(std::net::Shutdown::Both);
-    });
+    })?;
     let mut out = std::io::stdout().lock();
     let mut buffer = vec![0; 64 << 10];
     loop {
@@ -239,10 +240,7 @@ fn listen(tree: &Arc<FarTree>) -> Result<tempfile::TempDir, Error> {
             }
         }
     };
-    std::thread::Builder::new()
-        .name("connections".to_owned())
-        .spawn(take)
-        .map_err(failed)?;
+    threads::start("connections", take)?;
     Ok(directory)
 }
 
@@ -258,11 +256,8 @@ fn watch_for_the_end(tree: &Arc<FarTree>, signals: &Arc<Interruption>) -> Result
         signals.request();
         tree.close();
     };
-    std::thread::Builder::new()
-        .name("watch".to_owned())
-        .spawn(watch)
-        .map(drop)
-        .map_err(|error| Error::failed(format!("Cannot start a thread: {error}")))
+    threads::start("watch", watch)?;
+    Ok(())
 }
 
 impl From<State> for wire::FarState {

@@ -19,6 +19,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use barmanfs_store::sync::lock;
+use barmanfs_store::threads;
 pub(crate) use patience::{BEAT_EVERY, SILENCE};
 use patience::{Heard, Listener, Patience, Patient};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -142,10 +143,9 @@ impl RemoteShell {
         self.running.add(&child);
         let listener = Listener::new(self.patience, &child);
         let heard = listener.heard();
-        let errors = child
-            .stderr
-            .take()
-            .map(|errors| std::thread::spawn(move || listener.listen(errors)));
+        let errors = child.stderr.take();
+        let listening = errors.map(|errors| threads::start("listen", move || listener.listen(errors)));
+        let errors = listening.transpose().inspect_err(|_| drop(child.kill()))?;
         let input = child.stdin.take().map(|input| Patient::writing(input, &heard));
         let input = input
             .transpose()
@@ -223,9 +223,9 @@ impl Session {
         // Nobody needs what else it prints, as the greeting of a login shell. It must neither wait for a reader nor end for
         // want of one. What it has left behind may hold the pipe open, so this thread is not waited for.
         if let Some(mut output) = self.output.take() {
-            std::thread::spawn(move || {
-                let _unread = std::io::copy(&mut output, &mut std::io::sink());
-            });
+            let read = move || std::io::copy(&mut output, &mut std::io::sink());
+            // Without a thread, a script that still prints fails, which is reported.
+            let _may_be_refused = threads::start("unread", read);
         }
         self.result(flushed)
     }

@@ -12,6 +12,7 @@ use std::thread;
 
 use barmanfs_fs::entry::Stat;
 use barmanfs_store::sync::lock;
+use barmanfs_store::threads;
 
 use super::shell::{RemoteShell, word};
 use super::stream::{Sending, Stream, not_sent, path_of, unpack};
@@ -155,13 +156,10 @@ impl TreeSender<'_> {
         thread::scope(|scope| {
             let (sender, receiver) = sync_channel(QUEUE);
             let receiver = Arc::new(Mutex::new(receiver));
-            for number in 0..self.jobs.max(1) {
+            threads::start_up_to(scope, "send", self.jobs, || {
                 let receiver = Arc::clone(&receiver);
-                thread::Builder::new()
-                    .name(format!("send-{number}"))
-                    .spawn_scoped(scope, move || self.work(&receiver, directory, shared))
-                    .map_err(|error| Error::failed(format!("Cannot start a thread: {error}")))?;
-            }
+                move || self.work(&receiver, directory, shared)
+            })?;
             drop(receiver);
             let mut passer = Passer {
                 sender: self,

@@ -4,7 +4,7 @@
 //! count. See `tools/README.md`.
 
 // A program for people at a terminal: printing is its job.
-#![allow(clippy::print_stdout, clippy::print_stderr)]
+#![allow(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods)]
 // Ratios and figures for people: the last digits of large numbers do not matter.
 #![allow(clippy::cast_precision_loss)]
 

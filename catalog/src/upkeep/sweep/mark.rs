@@ -343,6 +343,10 @@ fn place_to_keep(db: &Connection, id: &ChunkId, wanted: Wanted) -> Result<Option
 
 /// The error when it is unknown what is in use: nothing may be freed.
 fn unknown(what: &str, error: &Error) -> Error {
+    // Nothing is missing then, and nothing to be repaired.
+    if let Error::Store(refused @ barmanfs_store::Error::NoThread(_)) = error {
+        return Error::Store(refused.clone());
+    }
     Error::Invalid(format!(
         "Cannot tell what {what} uses, so nothing is freed: {error}; put back what is missing, or run 'barmanfs verify' and \
          then a full backup, which stores again what the server still has; what cannot be restored after that, delete"

@@ -1,9 +1,9 @@
 //! Checks many chunks on all cores, in the order of their places in packs.
 
 use std::num::NonZero;
-use std::thread;
+use std::thread::{self, ScopedJoinHandle};
 
-use barmanfs_store::{ChunkId, PackId};
+use barmanfs_store::{ChunkId, PackId, threads};
 use rusqlite::params;
 
 use crate::error::{Error, Result};
@@ -136,12 +136,14 @@ pub(super) fn check_all(repository: &Repository, batch: &[ToCheck]) -> Vec<(Chun
     thread::scope(|scope| {
         let parts: Vec<_> = batch
             .chunks(part_length)
-            .map(|part| (part, scope.spawn(move || check(part))))
+            .map(|part| (part, threads::start_in(scope, "verify", move || check(part))))
             .collect();
         parts
             .into_iter()
-            .flat_map(|(part, checked)| {
-                checked.join().unwrap_or_else(|_| {
+            .flat_map(|(part, started)| {
+                // What no thread can be had for is checked in this one.
+                let checked = started.map_or_else(|_| Ok(check(part)), ScopedJoinHandle::join);
+                checked.unwrap_or_else(|_| {
                     let reason = || Error::Invalid("The check of its bytes broke off".to_owned());
                     part.iter().map(|one| (one.id, reason())).collect()
                 })

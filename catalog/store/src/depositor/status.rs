@@ -2,10 +2,11 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex};
-use std::thread;
+use std::thread::JoinHandle;
 
 use crate::error::{Error, Result};
 use crate::sync::{lock, wait};
+use crate::threads;
 
 /// Shared by the caller and all threads of one depositor.
 #[derive(Debug, Default)]
@@ -79,13 +80,12 @@ pub(super) fn spawn(
     name: &str,
     status: &Arc<Status>,
     mut body: impl FnMut() + Send + 'static,
-) -> Result<thread::JoinHandle<()>> {
+) -> Result<JoinHandle<()>> {
     let status = Arc::clone(status);
     let work = move || {
         while catch_unwind(AssertUnwindSafe(&mut body)).is_err() {
             status.panicked();
         }
     };
-    let started = thread::Builder::new().name(name.to_owned()).spawn(work);
-    started.map_err(|source| Error::Invalid(format!("Cannot start a thread to store chunks: {source}")))
+    Ok(threads::start(name, work)?)
 }

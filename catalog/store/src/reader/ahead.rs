@@ -7,6 +7,7 @@ use std::thread::{self, JoinHandle};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 
 use crate::id::ChunkId;
+use crate::threads;
 
 use super::Core;
 
@@ -54,9 +55,8 @@ impl Pool {
         let count = thread::available_parallelism().map_or(1, usize::from);
         let start = |_| {
             let (core, chunks, stopping) = (Arc::clone(core), chunks.clone(), Arc::clone(&stopping));
-            let worker = thread::Builder::new().name("read-ahead".to_owned());
             // A host that is out of threads reads without reading ahead.
-            worker.spawn(move || work(&core, &chunks, &stopping)).ok()
+            threads::start("read-ahead", move || work(&core, &chunks, &stopping)).ok()
         };
         let workers = (0..count).filter_map(start).collect();
         Self {

@@ -159,6 +159,7 @@ fn is_copied_under_its_id(packs: &dyn PackStorage) {
 }
 
 /// Who is told that it is done finds its bytes; who is told that it is not finds others.
+#[allow(clippy::disallowed_methods)]
 fn has_one_content_after_a_race(packs: &dyn PackStorage) {
     for size in [10, 100_000] {
         let id = PackId::random().unwrap();

@@ -24,6 +24,7 @@ use crate::file_map::{FileMap, ROW_BYTES, Window, Windows};
 use crate::id::ChunkId;
 use crate::listing::{DirectoryRef, Entry, Node, Page};
 use crate::sync::lock;
+use crate::threads;
 
 /// Threads that read pieces: each holds two of them and a batch of ids.
 const MAX_WORKERS: usize = 16;
@@ -59,13 +60,10 @@ pub(super) fn walk(
     let (tasks, waiting) = bounded(QUEUE);
     let failure = Mutex::new(None);
     let walked = thread::scope(|scope| {
-        for _ in 0..worker_count() {
+        threads::start_up_to(scope, "map-reader", worker_count(), || {
             let (waiting, failure) = (waiting.clone(), &failure);
-            thread::Builder::new()
-                .name("map-reader".to_owned())
-                .spawn_scoped(scope, move || work(tree, &waiting, failure, take))
-                .map_err(|source| Error::Invalid(format!("Cannot start a thread: {source}")))?;
-        }
+            move || work(tree, &waiting, failure, take)
+        })?;
         drop(waiting);
         let mut walk = Walk {
             tree,
