@@ -171,14 +171,14 @@ began_ms=$(now_ms)
 log=$(mktemp)
 store=''
 trap 'rm -f "$log"; [ -z "$store" ] || stop_rgw "$store"' EXIT
-# Repositories are copied into an object store. Only the topic 'copy' and the unit tests need it.
-if [ -z "$filter" ] || [[ copy = *"$filter"* ]]; then
+# Repositories are in an object store, and copied into one. Only the topics 'bucket' and 'copy' and the unit tests need it.
+if [ -z "$filter" ] || [[ "bucket copy" = *"${filter%%::*}"* ]]; then
     store=$(mktemp -d "${TMPDIR:-/tmp}/rgw.XXX")
     if have_ceph && start_rgw "$store" && make_rgw_bucket packs; then
         export BARMANFS_TEST_S3="$rgw_endpoint packs $rgw_access_key $rgw_secret_key"
         say "A gateway of Ceph answers at $rgw_endpoint"
     else
-        warn "Without a gateway of Ceph, copies are tested in a directory only"
+        warn "Without a gateway of Ceph, buckets are tested in a directory only"
         [ ! -e "$store/start.log" ] || tail -5 "$store/start.log" >&2
     fi
 fi

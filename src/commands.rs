@@ -63,6 +63,7 @@ use crate::error::{Error, Outcome};
 use crate::logging::{self, LogFile};
 use crate::output::{self, Form, Format, Kept, Output};
 use crate::ownership;
+use crate::place::Place;
 
 /// The word for all servers on the command line.
 const ALL: &str = "all";
@@ -75,6 +76,8 @@ const OWN_NAME: &str = "barmanfs";
 pub(crate) struct App {
     /// The configuration.
     pub(crate) config: Config,
+    /// Where the repository is.
+    pub(crate) place: Place,
     /// The options of every command.
     pub(crate) options: GlobalOptions,
     /// Standard output.
@@ -115,7 +118,13 @@ pub(crate) fn run(cli: Cli, form: Form) -> Result<Outcome, Error> {
         command => match configured(&cli.global, &command, form) {
             Ok(config) => {
                 let options = cli.global;
-                let mut app = App { config, options, out };
+                let place = Place::of(&config);
+                let mut app = App {
+                    config,
+                    place,
+                    options,
+                    out,
+                };
                 let done = app.run(command);
                 out = app.out;
                 done
@@ -183,6 +192,7 @@ impl App {
             Command::Agent(args) => match &args.packs {
                 None => agent(&args),
                 Some(server) => {
+                    self.place.refuse_remote("A passive node")?;
                     crate::sync::serve::run(&self.config.repository, server).map(|()| Outcome::Done)
                 }
             },
@@ -218,15 +228,20 @@ impl App {
 
     /// The repository, for reading.
     pub(crate) fn repository(&self) -> Result<Repository, Error> {
-        Ok(Repository::open(&self.config.repository)?)
+        Ok(self.place.open()?)
     }
 
     /// The repository; `None` before the first backup makes it, which is not an error for what only looks.
     pub(crate) fn repository_if_made(&self) -> Result<Option<Repository>, Error> {
-        match Repository::open(&self.config.repository) {
+        match self.place.open() {
             Err(CatalogError::NoRepository { .. }) => Ok(None),
             other => Ok(Some(other?)),
         }
+    }
+
+    /// The repository, for those who want to know what is really stored: in an object store, past the cache of this host.
+    pub(crate) fn repository_as_stored(&self) -> Result<Repository, Error> {
+        Ok(self.place.open_uncached()?)
     }
 
     /// The repository, for writing. Fails for a user whose files the repository's owner could not use

@@ -34,6 +34,7 @@ mod values;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use barmanfs_bucket::Location;
 use barmanfs_catalog::{Action, ServerName};
 pub(crate) use bucket::BucketKeys;
 pub(crate) use hooks::HookScripts;
@@ -78,8 +79,12 @@ impl fmt::Debug for Secret {
 pub(crate) struct Config {
     /// Path of the main file.
     pub(crate) file: PathBuf,
-    /// The directory of the repository.
+    /// The directory of the repository, or the cache of one in an object store.
     pub(crate) repository: PathBuf,
+    /// The object store that the repository is in, if it is in one.
+    pub(crate) location: Option<Location>,
+    /// How much of its packs is kept on this host.
+    pub(crate) cache_max_bytes: u64,
     /// The log level if the command line does not set it.
     pub(crate) log_level: Option<LevelFilter>,
     /// The log file of all commands.
@@ -174,6 +179,14 @@ impl From<ConfigError> for Error {
 }
 
 impl Config {
+    /// Where the repository is, for messages.
+    pub(crate) fn shown_repository(&self) -> String {
+        match &self.location {
+            Some(location) => location.to_string(),
+            None => self.repository.display().to_string(),
+        }
+    }
+
     /// Reads `explicit`, otherwise the first of the usual files that exists: the user's, the host's, then Barman's.
     pub(crate) fn load(explicit: Option<&Path>, home: Option<&Path>) -> Result<Self, ConfigError> {
         Self::load_with(explicit, home, None)

@@ -40,7 +40,6 @@ mod wal_arrival;
 mod wal_host;
 mod wal_store;
 
-use std::path::Path;
 use std::thread::{self, ScopedJoinHandle};
 use std::time::Duration;
 
@@ -51,6 +50,7 @@ use barmanfs_store::threads;
 use crate::config::{Problem, ServerConfig};
 use crate::error::Error;
 use crate::invocation::Invocation;
+use crate::place::Place;
 pub(crate) use doubts::Doubts;
 pub(crate) use extent::Extent;
 pub(crate) use figures::Figures;
@@ -91,7 +91,7 @@ pub(crate) struct Report {
 #[derive(Debug)]
 pub(crate) struct Request<'a> {
     /// The repository.
-    pub(crate) path: &'a Path,
+    pub(crate) place: &'a Place,
     /// The servers.
     pub(crate) servers: &'a [ServerConfig],
     /// The command line of this program.
@@ -113,12 +113,12 @@ pub(crate) fn check(
         .max_by_key(|limit| limit.unwrap_or(Duration::MAX));
     let (opener, gate) = Gate::new();
     let (repository, servers) = thread::scope(|scope| {
-        let (path, invocation) = (request.path.to_owned(), request.invocation.clone());
+        let (place, invocation) = (request.place.clone(), request.invocation.clone());
         let of_repository = move || {
             timed::run(longest.unwrap_or_default(), move |findings| {
                 // What is entered in the catalog here must be seen by the checks of the servers.
                 let _opener = opener;
-                repository::check(&path, &invocation, findings);
+                repository::check(&place, &invocation, findings);
             })
         };
         let of_repository = threads::start_in(scope, "checks", of_repository);
@@ -164,11 +164,7 @@ fn check_server(
     within: Option<Duration>,
     gate: Gate,
 ) -> Checked {
-    let (path, server, invocation) = (
-        request.path.to_owned(),
-        server.clone(),
-        request.invocation.clone(),
-    );
+    let (place, server, invocation) = (request.place.clone(), server.clone(), request.invocation.clone());
     let measured = request.measured;
     timed::run(within, move |findings| {
         gate.wait();
@@ -176,16 +172,16 @@ fn check_server(
             server: &server,
             invocation: &invocation,
         };
-        all(&path, subject, findings);
+        all(&place, subject, findings);
         if measured {
-            measure(&path, &server, findings);
+            measure(&place, &server, findings);
         }
     })
 }
 
 /// Notes what would be lost with the server.
-fn measure(path: &Path, server: &ServerConfig, findings: &mut Findings) {
-    let standing = open(path, false).and_then(|repository| Standing::of(server, Some(&repository)));
+fn measure(place: &Place, server: &ServerConfig, findings: &mut Findings) {
+    let standing = open(place, false).and_then(|repository| Standing::of(server, Some(&repository)));
     match standing {
         Ok(Standing { exposure, .. }) => findings.note(|figures| {
             figures.is_rpo_known = Some(exposure.seconds().is_some());
@@ -199,9 +195,9 @@ fn measure(path: &Path, server: &ServerConfig, findings: &mut Findings) {
     }
 }
 
-fn all(path: &Path, subject: Subject<'_>, findings: &mut Findings) {
+fn all(place: &Place, subject: Subject<'_>, findings: &mut Findings) {
     findings.extend(configuration(&subject.server.errors));
-    let stored = stored(path, subject, findings);
+    let stored = stored(place, subject, findings);
     let stored = stored.as_ref();
     findings.note(|figures| figures.is_up = Some(false));
     if subject.server.is_passive() {
@@ -234,16 +230,16 @@ pub(crate) fn configuration(errors: &[Problem]) -> Option<Finding> {
 
 /// Opens a repository for checks, which run every few minutes. They do not list all packs: cron does. The checks of the
 /// repository itself list some, once for all servers.
-fn open(path: &Path, lists: bool) -> Result<Repository, Error> {
-    let repository = Repository::open(path)?;
+fn open(place: &Place, lists: bool) -> Result<Repository, Error> {
+    let repository = place.open()?;
     repository.trust_last_survey(lists)?;
     Ok(repository)
 }
 
 /// The checks that need no server. A repository that cannot be opened is a problem of the server, too: nothing is known of
 /// its backups.
-fn stored(path: &Path, subject: Subject<'_>, findings: &mut Findings) -> Option<Stored> {
-    let repository = match open(path, false) {
+fn stored(place: &Place, subject: Subject<'_>, findings: &mut Findings) -> Option<Stored> {
+    let repository = match open(place, false) {
         Ok(repository) => repository,
         Err(error) => {
             findings.result::<()>(repository::NAME, Err(error), |()| None);

@@ -37,6 +37,7 @@ mod mount_helper;
 mod mounts;
 mod output;
 mod ownership;
+mod place;
 mod postgres;
 mod processes;
 mod progress;

@@ -4,6 +4,7 @@
 //! keys.
 
 use crate::common::load::{Load, fill, transact, transactions};
+use crate::common::object_store::place;
 use crate::common::registry::topic;
 use crate::common::tree::differences;
 use crate::common::{Install, Mount, PgServer, Site};
@@ -17,29 +18,6 @@ topic! {
     once what_is_gone_here_goes_there_only_when_asked_and_never_when_something_is_lost,
     once a_killed_copy_goes_on_where_it_ended,
     alone what_cannot_be_copied_is_refused,
-}
-
-/// A place for a copy, which `site` reaches with its configuration.
-fn place(site: &Site, name: &str) -> String {
-    let given = std::env::var("BARMANFS_TEST_S3").unwrap_or_default();
-    let given: Vec<&str> = given.split_whitespace().collect();
-    let [endpoint, bucket, key, secret] = given[..] else {
-        return format!("file://{}", site.path(name).display());
-    };
-    site.make_directory(".aws");
-    let credentials = format!("[copies]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n");
-    site.write_file(".aws/credentials", credentials.as_bytes());
-    let keys = format!("[barmanfs]\nbucket_endpoint = {endpoint}\nbucket_profile = copies\n");
-    let config = fs::read_to_string(site.config()).unwrap();
-    if !config.contains("bucket_endpoint") {
-        site.write_file(
-            "barmanfs.conf",
-            config.replacen("[barmanfs]\n", &keys, 1).as_bytes(),
-        );
-    }
-    // The directory of a site is no other's.
-    let own = site.path("").file_name().unwrap().to_string_lossy().into_owned();
-    format!("s3://{bucket}/{own}-{}/{name}", std::process::id())
 }
 
 #[track_caller]
@@ -293,8 +271,4 @@ fn what_cannot_be_copied_is_refused() {
     site.barmanfs(&["copy", &other, &url])
         .refused(1)
         .says(&["is not a barmanfs repository"]);
-    site.write_file("barmanfs.conf", b"[barmanfs]\nrepository = s3://bucket/prefix\n");
-    site.barmanfs(&["list-servers"])
-        .refused(2)
-        .says(&["'repository' must be a directory", "'barmanfs copy'"]);
 }

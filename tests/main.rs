@@ -14,6 +14,7 @@ mod backup_and_recover;
 mod bad_backups;
 mod barman;
 mod boot;
+mod bucket;
 mod by_files;
 mod byte_for_byte;
 mod catchup;

@@ -1,6 +1,7 @@
 //! The directory of a repository: where everything in it is, who owns it, how its small files are written, and which
 //! processes are at work. Packs and catalog are handled elsewhere.
 
+pub(crate) mod cache_of;
 pub(crate) mod locks;
 pub(crate) mod owner;
 pub(crate) mod presence;
@@ -99,17 +100,18 @@ impl Home {
             .map_err(|source| Error::io("make a temporary file in", &self.path, source))
     }
 
-    /// Checks that files can be created in each directory.
+    /// Checks that files can be created in each directory, with those of packs if there are any.
     ///
     /// # Errors
     /// For the first directory in which none can be created.
-    pub(crate) fn try_writing(&self) -> Result<()> {
+    pub(crate) fn try_writing(&self, has_packs: bool) -> Result<()> {
         let _acting = self.act()?;
-        for directory in [&[PACKS][..], &DIRECTORIES[..]].concat() {
+        let packs: &[&str] = if has_packs { &[PACKS] } else { &[] };
+        for directory in [packs, &DIRECTORIES[..]].concat() {
             let directory = self.join(directory);
             tempfile::tempfile_in(&directory).map_err(|source| Error::io("write to", &directory, source))?;
         }
-        for first in 0..=u8::MAX {
+        for first in (0..=u8::MAX).filter(|_| has_packs) {
             let directory = self.join(PACKS).join(format!("{first:02x}"));
             match rustix::fs::accessat(CWD, &directory, Access::WRITE_OK, AtFlags::EACCESS) {
                 // It is created when it is needed.

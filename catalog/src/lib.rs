@@ -53,7 +53,8 @@ pub use archive::wal::{
 };
 pub use error::{Error, Result};
 pub use home::owner::{AsOwner, Owner};
-pub use home::settings::{Compression, CreateOptions, Settings, repository_id};
+pub use home::settings::{Compression, CreateOptions, Settings, new_settings, repository_id};
+pub use index::remote::{Remote, RemotePacks, StreamPrefix};
 pub use index::repository::Repository;
 pub use index::unread::{PackProblem, UnreadPack, count_unread};
 pub use index::writer::Writer;

@@ -1,6 +1,7 @@
 //! Maintenance of a repository: frees space, checks what is stored, rebuilds the catalog, computes
 //! statistics and growth, and remembers what runs by itself.
 
+pub(crate) mod cached;
 pub(crate) mod copy;
 pub(crate) mod cron;
 pub(crate) mod growth;

@@ -90,6 +90,9 @@ pub(crate) struct InitArgs {
     /// Directory of the repository
     #[arg(value_name = "DIR")]
     pub(crate) directory: Option<PathBuf>,
+    /// Make this host the one that writes into the object store of the configuration; first end what writes on the host before
+    #[arg(long, conflicts_with = "directory")]
+    pub(crate) take_over: bool,
     /// Say what this server needs
     #[arg(long = "server", value_name = "NAME")]
     pub(crate) servers: Vec<ServerName>,

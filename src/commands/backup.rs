@@ -214,15 +214,14 @@ fn summed_up(mut errors: Vec<Error>, servers: usize) -> Option<Error> {
 /// Opens the repository. Creates it if its directory is empty or does not exist, as Barman does, where that can be seen:
 /// with `--quiet`, a nightly job would store into the directory of a disk that is not mounted.
 pub(super) fn open_or_create(app: &App) -> Result<Repository, Error> {
-    let path = &app.config.repository;
-    match Repository::open(path) {
+    match app.place.open() {
         Err(error @ CatalogError::NoRepository { .. }) => {
             if app.options.quiet {
                 return Err(error.into());
             }
-            let repository = init::create(path)?;
+            let repository = init::create(&app.place, &mut |abilities| tracing::debug!("{abilities}"))?;
             // Not a line of the log, which may be hidden.
-            let _unheard = progress::write_stderr(init::is_new(path).as_bytes());
+            let _unheard = progress::write_stderr(init::is_new(&app.place).as_bytes());
             Ok(repository)
         }
         other => {

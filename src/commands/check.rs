@@ -56,7 +56,7 @@ pub(crate) fn run(app: &mut App, args: &CheckArgs) -> Result<Outcome, Error> {
 fn check(app: &App, args: &CheckArgs) -> Result<CheckReport, Error> {
     let servers = app.configured_servers(&args.servers)?;
     let request = health::Request {
-        path: &app.config.repository,
+        place: &app.place,
         servers: &servers,
         invocation: &Invocation::current(app.options.config.as_deref()),
         measured: false,
@@ -71,7 +71,7 @@ fn check(app: &App, args: &CheckArgs) -> Result<CheckReport, Error> {
     if args.servers.iter().any(|name| name == ALL) {
         checked.extend(unconfigured(app, request.invocation));
     }
-    let repository = CheckedRepository::new(request.path, found.repository);
+    let repository = CheckedRepository::new(&request.place.shown(), found.repository);
     Ok(CheckReport::new(repository, checked))
 }
 

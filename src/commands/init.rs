@@ -4,7 +4,8 @@
 
 use std::path::{Path, PathBuf};
 
-use barmanfs_catalog::{CreateOptions, Error as CatalogError, Repository, ServerName};
+use barmanfs_bucket::Location;
+use barmanfs_catalog::{Error as CatalogError, Repository, ServerName};
 use nix::unistd::Uid;
 
 use crate::cli::GlobalOptions;
@@ -15,6 +16,7 @@ use crate::fstab;
 use crate::invocation::Invocation;
 use crate::output::Output;
 use crate::ownership;
+use crate::place::Place;
 use crate::restore::resolved;
 
 /// Where repositories are in the README.
@@ -29,30 +31,68 @@ pub(crate) fn run(out: &mut Output, options: &GlobalOptions, args: &InitArgs) ->
         Err(ConfigError::Read { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => None,
         Err(error) => return Err(error.into()),
     };
-    let configured = config.as_ref().map(|config| config.repository.clone());
-    let path = args
-        .directory
-        .clone()
-        .or(configured)
-        .unwrap_or_else(|| PathBuf::from(USUAL));
-    let path = std::path::absolute(&path)
-        .map_err(|error| Error::usage(format!("Cannot find {}: {error}", path.display())))?;
-    match Repository::open(&path) {
+    let place = place(args, config.as_ref())?;
+    if args.take_over {
+        return take_over(out, &place);
+    }
+    match place.open() {
         Err(CatalogError::NoRepository { .. }) => {
-            create(&path)?;
-            out.line(format_args!("Created the repository {}", path.display()))?;
+            let mut abilities = None;
+            create(&place, &mut |said| abilities = Some(said))?;
+            out.line(format_args!("Created the repository {}", place.shown()))?;
+            if let Some(abilities) = abilities {
+                out.line(abilities)?;
+            }
         }
         other => {
             other?;
-            out.line(format_args!("{} is a repository already", path.display()))?;
+            out.line(format_args!("{} is a repository already", place.shown()))?;
         }
+    }
+    if place.is_remote() {
+        out.line(format_args!(
+            "Its cache on this host is {}",
+            place.home().display()
+        ))?;
     }
     if options.quiet {
         return Ok(Outcome::Done);
     }
-    for text in advice(&path, config.as_ref(), options, &args.servers) {
+    for text in advice(&place, config.as_ref(), options, &args.servers) {
         out.line("")?;
         out.line(text)?;
+    }
+    Ok(Outcome::Done)
+}
+
+/// The place that the command line names, or the configuration.
+fn place(args: &InitArgs, config: Option<&Config>) -> Result<Place, Error> {
+    let named = match (&args.directory, config) {
+        (Some(named), _) => named.clone(),
+        (None, Some(config)) => return Ok(Place::of(config)),
+        (None, None) => PathBuf::from(USUAL),
+    };
+    if let Some(url) = named.to_str().filter(|text| Location::is_url(text)) {
+        let location = Location::parse(url).map_err(|reason| Error::usage(format!("The URL {reason}")))?;
+        return match config.filter(|config| config.location.as_ref() == Some(&location)) {
+            Some(config) => Ok(Place::of(config)),
+            None => Err(Error::usage(format!("{url} is not the repository of the configuration"))
+                .hint(format!("Set 'repository = {url}' first, with the keys that say how to reach it (docs/object-stores.md)"))),
+        };
+    }
+    let path = std::path::absolute(&named)
+        .map_err(|error| Error::usage(format!("Cannot find {}: {error}", named.display())))?;
+    Ok(Place::directory(&path))
+}
+
+fn take_over(out: &mut Output, place: &Place) -> Result<Outcome, Error> {
+    ownership::refuse_foreign_root(place.home())?;
+    let shown = place.shown();
+    match place.take_over()? {
+        Some(host) => out.line(format_args!(
+            "This host writes into {shown} from now on, and host {host} no longer does"
+        ))?,
+        None => out.line(format_args!("This host writes into {shown}"))?,
     }
     Ok(Outcome::Done)
 }
@@ -75,8 +115,9 @@ fn refuse_in_data_directory(path: &Path) -> Result<(), Error> {
 }
 
 /// Creates a repository. Refuses the directory of a disk that is not mounted, and a user whose files the archiving user
-/// could not write.
-pub(super) fn create(path: &Path) -> Result<Repository, Error> {
+/// could not write. `said` gets what an object store can do.
+pub(super) fn create(place: &Place, said: &mut dyn FnMut(String)) -> Result<Repository, Error> {
+    let path = place.home();
     if let Some(mount_point) = fstab::missing_mount(path) {
         return Err(Error::failed(format!(
             "{} is not mounted: no repository is created in its place",
@@ -89,24 +130,33 @@ pub(super) fn create(path: &Path) -> Result<Repository, Error> {
     }
     ownership::refuse_foreign_root(path)?;
     refuse_in_data_directory(path)?;
-    match Repository::create(path, CreateOptions::default()) {
+    match place.create(said) {
         Ok(repository) => {
-            tracing::info!("Created the repository {}", path.display());
+            tracing::info!("Created the repository {}", place.shown());
             Ok(repository)
         }
         // Another process may have created it first.
-        Err(error) => Repository::open(path).map_err(|_| {
+        Err(error) if !place.is_remote() => place.open().map_err(|_| {
             let error = Error::from(error);
             match path.exists() {
                 true => error,
                 false => error.hint(directory_hint(path)),
             }
         }),
+        Err(error) => Err(error.into()),
     }
 }
 
 /// The warning about a repository that was created without having been asked for.
-pub(super) fn is_new(path: &Path) -> String {
+pub(super) fn is_new(place: &Place) -> String {
+    if place.is_remote() {
+        return format!(
+            "WARNING: There was no repository in {}, so a new and empty one was created there. If there should have been one, \
+             'repository' names another bucket or prefix\n",
+            place.shown()
+        );
+    }
+    let path = place.home();
     format!(
         "WARNING: There was no repository in {0}, so a new and empty one was created there. If there should have been one: is \
          the file system of {0} mounted? If not, stop this, remove the new one, and mount it\n",
@@ -124,12 +174,12 @@ fn directory_hint(path: &Path) -> String {
 
 /// What is left to do, in paragraphs.
 fn advice(
-    path: &Path,
+    place: &Place,
     config: Option<&Config>,
     options: &GlobalOptions,
     servers: &[ServerName],
 ) -> Vec<String> {
-    let is_here = |config: &&Config| config.repository == path;
+    let is_here = |config: &&Config| config.repository == place.home();
     let known = config.filter(is_here);
     let mut names: Vec<ServerName> = servers.to_vec();
     if names.is_empty() {
@@ -148,7 +198,7 @@ fn advice(
     if known.is_none() {
         lines.push(format!(
             "In {file}:\n\n  [barmanfs]\n  repository = {}",
-            path.display()
+            place.shown()
         ));
     }
     if names.is_empty() {

@@ -23,9 +23,8 @@ const WITHIN: Duration = Duration::from_secs(30);
 /// Runs the command.
 pub(crate) fn run(app: &mut App, args: &MetricsArgs) -> Result<Outcome, Error> {
     let servers = app.configured_servers(&args.servers)?;
-    let path = &app.config.repository;
     let request = health::Request {
-        path,
+        place: &app.place,
         servers: &servers,
         invocation: &Invocation::current(app.options.config.as_deref()),
         measured: true,
@@ -34,7 +33,7 @@ pub(crate) fn run(app: &mut App, args: &MetricsArgs) -> Result<Outcome, Error> {
         Some(server.check_timeout.unwrap_or(WITHIN))
     });
     let mut sheet = Sheet::default();
-    repository::add(&mut sheet, path, WITHIN)?;
+    repository::add(&mut sheet, &app.place, WITHIN)?;
     server::add_checks(&mut sheet, "", &found.repository.findings)?;
     for (server, checked) in servers.iter().zip(&found.servers) {
         server::add(&mut sheet, server.name.as_str(), checked)?;

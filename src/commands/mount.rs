@@ -93,11 +93,7 @@ fn serve(app: &App, mounted: MountedFs, mount_point: &Path, background: bool) ->
     })?;
     let serving = threads::start("mount", move || mounted.serve())?;
     let answered = answers(mount_point).and_then(|()| {
-        tracing::info!(
-            "Serving {} at {}",
-            app.config.repository.display(),
-            mount_point.display()
-        );
+        tracing::info!("Serving {} at {}", app.place.shown(), mount_point.display());
         if background {
             return background::ready(app.config.log_file.as_deref());
         }

@@ -1,6 +1,6 @@
 //! `barmanfs rebuild-catalog`.
 
-use barmanfs_catalog::{BackupsOf, RebuildReport, Repository};
+use barmanfs_catalog::{BackupsOf, RebuildReport};
 
 use super::App;
 use crate::cli::upkeep::RebuildArgs;
@@ -11,9 +11,7 @@ use crate::progress::Shown;
 /// Runs the command.
 pub(crate) fn run(app: &mut App, args: &RebuildArgs) -> Result<Outcome, Error> {
     app.refuse_foreign_root()?;
-    let path = &app.config.repository;
-    let report = Repository::rebuild_with(
-        path,
+    let report = app.place.rebuild(
         args.force,
         &mut Shown::start("Rebuild of the catalog", app.options.quiet),
     )?;

@@ -20,7 +20,7 @@ pub(crate) fn run(app: &mut App, args: &VerifyArgs) -> Result<Outcome, Error> {
     if args.boot {
         return boot::run(app, args);
     }
-    let repository = app.repository()?;
+    let repository = app.repository_as_stored()?;
     let scope = scope(app, &repository, args)?;
     let report = repository.verify(&scope, &mut Shown::start("Verify", app.options.quiet))?;
     // A failure here must not prevent the output of the report.

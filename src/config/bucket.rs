@@ -2,14 +2,30 @@
 //!
 //! A wrong one stops no backup: it stops what goes to an object store, because the default may be less safe than what was meant.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use barmanfs_bucket::{Encryption, Settings};
+use barmanfs_bucket::{Encryption, Location, Settings};
+use barmanfs_store::ChunkId;
 
 use super::Secret;
 use super::values::{absolute, boolean, seconds};
 use crate::error::Error;
+
+/// Where the caches of repositories in object stores are, if the configuration does not say.
+pub(super) const CACHE: &str = "/var/cache/barmanfs";
+
+/// How much of the packs of a repository is kept there, if the configuration does not say.
+pub(super) const CACHE_MAX_BYTES: u64 = 10 << 30;
+
+/// Digits of the name of a cache.
+const NAME_DIGITS: usize = 16;
+
+/// The cache of the repository at `location`, in the directory of caches.
+pub(super) fn home_in(caches: &Path, location: &Location) -> PathBuf {
+    let hash = ChunkId::of(location.to_string().as_bytes()).to_string();
+    caches.join(hash.get(..NAME_DIGITS).unwrap_or_default())
+}
 
 /// What the keys say.
 #[derive(Debug, Clone, Default)]
@@ -24,7 +40,7 @@ pub(crate) struct BucketKeys {
     storage_class: Option<String>,
     profile: Option<String>,
     patience: Option<Duration>,
-    /// Why nothing is copied.
+    /// Why no object store is used.
     wrong: Option<String>,
 }
 
@@ -63,14 +79,14 @@ impl BucketKeys {
     /// How to reach a store, with the environment of this process.
     pub(crate) fn settings(&self) -> Result<Settings, Error> {
         if let Some(wrong) = &self.wrong {
-            return Err(Error::usage(format!("Nothing is copied, because {wrong}")));
+            return Err(Error::usage(format!("No object store is used, because {wrong}")));
         }
         let encryption = match (&self.sse, &self.sse_kms_key) {
             (Some(Encryption::KeyService(_)), key) => Some(Encryption::KeyService(key.clone())),
             (None, Some(key)) => Some(Encryption::KeyService(Some(key.clone()))),
             (Some(Encryption::Store), Some(_)) => {
                 return Err(Error::usage(
-                    "Nothing is copied, because 'bucket_sse_kms_key' names a key and 'bucket_sse = AES256' uses none",
+                    "No object store is used, because 'bucket_sse_kms_key' names a key and 'bucket_sse = AES256' uses none",
                 ));
             }
             (sse, None) => sse.clone(),

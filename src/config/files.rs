@@ -5,6 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use barmanfs_bucket::Location;
+
+use super::bucket;
 use super::ini::{self, Contents, Entry, Malformed, Section};
 use super::interpolation::Interpolation;
 use super::origin::{File, Notice, Origin, Problem};
@@ -217,7 +220,18 @@ impl Files {
 
     /// The repository, if the global section names one.
     pub(super) fn repository(&self) -> Option<PathBuf> {
-        absolute(&self.global_value("repository")?).ok()
+        let value = self.global_value("repository")?;
+        match Location::is_url(&value) {
+            true => Some(bucket::home_in(&self.cache(), &Location::parse(&value).ok()?)),
+            false => absolute(&value).ok(),
+        }
+    }
+
+    /// Where the caches of repositories in object stores are.
+    pub(super) fn cache(&self) -> PathBuf {
+        let value = self.global_value("cache");
+        let given = value.and_then(|value| absolute(&value).ok());
+        given.unwrap_or_else(|| bucket::CACHE.into())
     }
 
     /// Reads the include directory.

@@ -45,6 +45,8 @@ pub(crate) fn of_barman_alone() -> impl Iterator<Item = &'static str> {
 
 const GLOBAL: &[&str] = &[
     "repository",
+    "cache",
+    "cache_max_bytes",
     "log_level",
     "log_file",
     "barman_user",

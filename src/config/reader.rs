@@ -19,6 +19,7 @@ use super::values::{
     DailyShare, absolute, boolean, daily_share, given, log_level, recovery_target_action, user_name,
 };
 use super::{BucketKeys, Config, ConfigError, Misnamed, Model, Secrets, ServerConfig, model};
+use crate::size;
 
 /// Converts sections into a [`Config`], and collects warnings.
 pub(super) struct Reader<'a> {
@@ -51,6 +52,8 @@ impl<'a> Reader<'a> {
         let mut config = Config {
             file: self.files.main.path().to_owned(),
             repository: PathBuf::new(),
+            location: None,
+            cache_max_bytes: bucket::CACHE_MAX_BYTES,
             log_level: None,
             log_file: None,
             barman_user: None,
@@ -126,10 +129,10 @@ impl<'a> Reader<'a> {
             (Known::Global, Some(why)) if key == "configuration_files_directory" => {
                 Ok(self.ignored(line, why))
             }
-            (Known::Global, _) => match set_global(config, key, &value) {
+            (Known::Global, _) => match self.set_global(config, key, &value) {
                 Ok(()) => Ok(Effect::Obeyed),
-                // The default of these would be less safe than what somebody meant.
-                Err(message) if matches!(key, "repository" | "recovery_target_action") => {
+                // The default of these would be less safe than what somebody meant, or somewhere else.
+                Err(message) if matches!(key, "repository" | "cache" | "recovery_target_action") => {
                     Err(self.at(line, &message))
                 }
                 Err(message) => Ok(self.ignored(line, &message)),
@@ -417,9 +420,34 @@ fn source(line: &Line) -> Source {
     }
 }
 
+impl Reader<'_> {
+    /// Sets a key of the global section.
+    fn set_global(&self, config: &mut Config, key: &str, value: &str) -> Result<(), String> {
+        match key {
+            "repository" if Location::is_url(value) => {
+                let location = Location::parse(value)?;
+                config.repository = bucket::home_in(&self.files.cache(), &location);
+                config.location = Some(location);
+                Ok(())
+            }
+            "repository" => {
+                config.repository = absolute(value)?;
+                config.location = None;
+                Ok(())
+            }
+            "cache_max_bytes" => {
+                config.cache_max_bytes =
+                    size::bytes(value).map_err(|allowed| format!("is '{value}': {allowed}"))?;
+                Ok(())
+            }
+            _ => set_global(config, key, value),
+        }
+    }
+}
+
 fn set_global(config: &mut Config, key: &str, value: &str) -> Result<(), String> {
     match key {
-        "repository" => config.repository = repository(value)?,
+        "cache" => drop(absolute(value)?),
         "log_file" => config.log_file = Some(absolute(value)?),
         "barman_user" => config.barman_user = Some(user_name(value)?),
         "recovery_target_action" => config.recovery_target_action = Some(recovery_target_action(value)?),
@@ -430,13 +458,4 @@ fn set_global(config: &mut Config, key: &str, value: &str) -> Result<(), String>
         _ => {}
     }
     Ok(())
-}
-
-fn repository(value: &str) -> Result<PathBuf, String> {
-    match Location::is_url(value) {
-        true => Err("must be a directory: no command but 'barmanfs copy' works on an object store yet, and that one copies the \
-             directory there and back"
-            .to_owned()),
-        false => absolute(value),
-    }
 }

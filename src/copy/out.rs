@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 
-use barmanfs_bucket::{Abilities, Bucket, ObjectPacks};
+use barmanfs_bucket::{Abilities, Bucket, Claim, ObjectPacks};
 use barmanfs_catalog::{CopyFrom, KnownPack, Monitor, Repository};
 use barmanfs_store::sync::lock;
 use barmanfs_store::{Error as StoreError, PackId, PackStorage, read_footer};
@@ -36,6 +36,13 @@ pub(crate) fn run(
 ) -> Result<Copied, Error> {
     let id = repository.settings().id.clone();
     let claimed = refuse_other(bucket, &id)?;
+    if Claim::is_made(bucket)? {
+        return Err(Error::failed(format!(
+            "{} is a repository of its own: a host writes into it, and a copy would mix the two",
+            bucket.place()
+        ))
+        .hint("Copy into another prefix of the bucket"));
+    }
     if !options.dry_run {
         let soon = bucket.within(FIRST_ANSWER_WITHIN);
         let abilities = Abilities::probe(&soon)?;

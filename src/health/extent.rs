@@ -2,11 +2,12 @@
 
 use std::path::Path;
 
-use barmanfs_catalog::{Growth, PackTotals, Repository, RepositoryMemory};
+use barmanfs_catalog::{Growth, PackTotals, RepositoryMemory};
 use barmanfs_fs::FoundMount;
 
 use super::space;
 use crate::error::Error;
+use crate::place::Place;
 
 /// The figures of a repository.
 #[derive(Debug, Clone, Default)]
@@ -34,8 +35,9 @@ impl Extent {
     ///
     /// # Errors
     /// When the repository cannot be read.
-    pub(crate) fn of(path: &Path) -> Result<Self, Error> {
-        let repository = Repository::open(path)?;
+    pub(crate) fn of(place: &Place) -> Result<Self, Error> {
+        let repository = place.open()?;
+        let path = place.home();
         let (mut backup_bytes, mut wal_bytes) = (0, 0);
         for server in repository.servers()? {
             let backups = repository.backups(&server)?;

@@ -11,21 +11,21 @@ use crate::error::Error;
 use crate::invocation::Invocation;
 use crate::output;
 use crate::ownership;
+use crate::place::Place;
 
 /// The check whether there is a repository.
 pub(super) const NAME: &str = "repository";
 
 /// Checks that the repository can be written, that it has free space, that all of its packs can be read, and that it is
 /// looked after.
-pub(super) fn check(path: &Path, invocation: &Invocation, findings: &mut Findings) {
-    let opened = super::open(path, true);
-    let shown = |_: &Repository| Some(path.display().to_string());
+pub(super) fn check(place: &Place, invocation: &Invocation, findings: &mut Findings) {
+    let opened = super::open(place, true);
+    let path = place.home();
+    let shown = |_: &Repository| Some(place.shown());
     let Some(repository) = &findings.result(NAME, opened, shown) else {
         return;
     };
-    let writable =
-        ownership::refuse_foreign_root(path).and_then(|()| repository.try_writing().map_err(Error::from));
-    findings.result("repository writable", writable, |()| None);
+    findings.result("repository writable", writable(repository, path), Option::clone);
     file_system(path, findings);
     space::check(repository, path, findings);
     catalog_file(repository, invocation, findings);
@@ -33,6 +33,16 @@ pub(super) fn check(path: &Path, invocation: &Invocation, findings: &mut Finding
     unread_packs(repository, findings);
     misshapen_packs(repository, findings);
     cron::check_repository(repository, invocation, findings);
+}
+
+/// Whether it can be written; or, of one in an object store, which other host does that.
+fn writable(repository: &Repository, path: &Path) -> Result<Option<String>, Error> {
+    if let Some(host) = repository.writing_elsewhere()? {
+        return Ok(Some(format!("not from here: host {host} writes into it")));
+    }
+    ownership::refuse_foreign_root(path)?;
+    repository.try_writing()?;
+    Ok(None)
 }
 
 /// The catalog works on a network file system, but only for one host at a time.

@@ -47,6 +47,10 @@ pub(super) fn check(repository: &Repository, path: &Path, findings: &mut Finding
         },
         Err(error) => return findings.failed(NAME, io::Error::from(error).to_string()),
     };
+    // What grows is in the object store; this is its cache, with the spool and clones.
+    if repository.is_remote() {
+        return findings.push(judge(free, Growth::default()));
+    }
     match growth(repository) {
         Ok(growth) => findings.push(judge(free, growth)),
         Err(error) => {

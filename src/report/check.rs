@@ -1,8 +1,5 @@
 //! `check --json`.
 
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
-
 use barmanfs_catalog::ServerName;
 use serde::{Serialize, Serializer};
 
@@ -31,11 +28,11 @@ pub(crate) struct CheckedRepository {
 }
 
 impl CheckedRepository {
-    /// The findings about the repository at `path`.
-    pub(crate) fn new(path: &Path, checked: Checked) -> Self {
+    /// The findings about the repository at `place`.
+    pub(crate) fn new(place: &str, checked: Checked) -> Self {
         let status = health::worst(&checked.findings);
         Self {
-            path: printable(path.as_os_str().as_bytes()),
+            path: printable(place.as_bytes()),
             ok: status < State::Failed,
             status,
             findings: checked.findings,

@@ -60,7 +60,7 @@ impl ConfigReport {
         let mut settings = sections.iter().flat_map(|section| &section.settings);
         Self {
             file: config.file.clone(),
-            repository: config.repository.clone(),
+            repository: config.shown_repository().into(),
             ok: errors.is_empty() && !settings.any(Setting::is_wrong),
             errors,
             warnings: config

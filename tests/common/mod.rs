@@ -16,6 +16,7 @@ pub(crate) mod load;
 pub(crate) mod moments;
 pub(crate) mod mount;
 pub(crate) mod network;
+pub(crate) mod object_store;
 pub(crate) mod postgres;
 pub(crate) mod process;
 pub(crate) mod proxy;

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use barmanfs_store::Error;
+use barmanfs_store::{Error, threads};
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 use object_store::path::Path as Key;
@@ -119,8 +119,10 @@ impl Bucket {
         place: String,
         patience: Duration,
     ) -> Result<Self> {
+        // The runtime panics without its threads.
+        let workers = threads::can_start(THREADS)?;
         let runtime = Builder::new_multi_thread()
-            .worker_threads(THREADS)
+            .worker_threads(workers)
             .thread_name("bucket")
             .enable_all()
             .build()
@@ -273,8 +275,47 @@ impl Bucket {
     /// # Errors
     /// When the listing does not come to its end, and whatever `each` returns.
     pub fn list(&self, under: &str, each: &mut dyn FnMut(&str, u64) -> Result<()>) -> Result<()> {
+        self.list_from(under, None, each)
+    }
+
+    /// The same for the keys behind one of them.
+    ///
+    /// # Errors
+    /// As for [`list`](Self::list).
+    pub fn list_after(
+        &self,
+        under: &str,
+        after: &str,
+        each: &mut dyn FnMut(&str, u64) -> Result<()>,
+    ) -> Result<()> {
+        self.list_from(under, Some(self.key(after)), each)
+    }
+
+    /// The next parts of the keys under a prefix, as a directory has directories.
+    ///
+    /// # Errors
+    /// When they cannot be listed.
+    pub fn directories(&self, under: &str) -> Result<Vec<String>> {
         let prefix = self.key(under);
-        let mut last: Option<Key> = None;
+        let list = || self.store.list_with_delimiter(Some(&prefix));
+        let listed = self.request("list", under, 0, list)?;
+        let Some(listed) = self.found(under, listed)? else {
+            return Ok(Vec::new());
+        };
+        let names = listed.common_prefixes.iter();
+        Ok(names
+            .filter_map(|name| name.filename().map(str::to_owned))
+            .collect())
+    }
+
+    fn list_from(
+        &self,
+        under: &str,
+        after: Option<Key>,
+        each: &mut dyn FnMut(&str, u64) -> Result<()>,
+    ) -> Result<()> {
+        let prefix = self.key(under);
+        let mut last = after;
         let mut failing = Failing::default();
         loop {
             let mut stream = match &last {

@@ -6,25 +6,35 @@
 //!
 //! - [`Location`]: what a URL names. [`Settings`]: how to get there, and as whom; `connect` makes a client of both.
 //! - [`Bucket`]: requests, repeated until they succeed or the caller's patience ends; `trouble` has the words for what goes wrong.
-//! - [`ObjectPacks`]: packs under their keys, as a [`PackStorage`](barmanfs_store::PackStorage).
+//! - [`ObjectPacks`]: packs under their keys, as a [`PackStorage`](barmanfs_store::PackStorage). `stream` names those of a
+//!   repository that is in the bucket, and [`Claim`] says which host writes them.
+//! - [`BlockCache`]: what was read of packs, on a local disk.
 //! - [`Abilities`]: what a store can do, found out by trying.
 //!
 //! Callers block: a private runtime of two threads, which is made with the first bucket, does the waiting.
 
+#![cfg_attr(test, allow(clippy::disallowed_methods))]
+
 mod bucket;
+mod cache;
+mod claim;
 mod connect;
 mod credentials;
 mod location;
 mod packs;
 mod probe;
 mod settings;
+mod stream;
 mod trouble;
 
 pub use bucket::{Bucket, Created, Found};
+pub use cache::BlockCache;
+pub use claim::{Claim, Holder};
 pub use location::Location;
 pub use packs::{ObjectPacks, Verified};
 pub use probe::Abilities;
 pub use settings::{Encryption, Settings};
+pub use stream::{Stream, StreamId};
 
 /// Why something could not be done with a bucket.
 pub type Result<T, E = barmanfs_store::Error> = std::result::Result<T, E>;

@@ -8,6 +8,7 @@ use barmanfs_store::layout::{DATA_WINDOW_BYTES, FORMAT_VERSION, STREAM_WINDOW_BY
 use barmanfs_store::{DepositOptions, RecordId};
 use serde::{Deserialize, Serialize};
 
+use super::cache_of::refuse_cache;
 use super::{COPYING, Home, has_packs, now, regular, write_durably};
 use crate::error::{Error, Result};
 
@@ -63,6 +64,14 @@ pub struct Settings {
 
 /// Writes repository.json.
 pub(crate) fn make_settings(path: &Path, options: CreateOptions) -> Result<()> {
+    write_durably(&path.join(SETTINGS), &new_settings(options)?)
+}
+
+/// The content of repository.json of a new repository.
+///
+/// # Errors
+/// When the system has no random numbers.
+pub fn new_settings(options: CreateOptions) -> Result<Vec<u8>> {
     let settings = Settings {
         format_version: FORMAT_VERSION,
         id: RecordId::random()?.to_string(),
@@ -72,7 +81,7 @@ pub(crate) fn make_settings(path: &Path, options: CreateOptions) -> Result<()> {
         compression: options.compression,
     };
     let json = serde_json::to_string_pretty(&settings).map_err(|error| Error::Invalid(error.to_string()))?;
-    write_durably(&path.join(SETTINGS), format!("{json}\n").as_bytes())
+    Ok(format!("{json}\n").into_bytes())
 }
 
 /// The id of the repository in a directory, for those who read no more of it than its packs.
@@ -80,6 +89,7 @@ pub(crate) fn make_settings(path: &Path, options: CreateOptions) -> Result<()> {
 /// # Errors
 /// When there is none, or it is of a later release.
 pub fn repository_id(path: &Path) -> Result<String> {
+    refuse_cache(path)?;
     Ok(read_settings(&Home::at(path)?)?.id)
 }
 

@@ -91,7 +91,7 @@ impl ChunkIndex for CatalogIndex {
     fn locate(&self, id: &ChunkId) -> barmanfs_store::Result<Option<ChunkLocation>> {
         let best = |db: &Connection| location_to_read(db, id);
         match (self.db.read(best)?, &self.surveyor) {
-            (None, Some(surveyor)) if surveyor.adopt()? => Ok(self.db.read(best)?),
+            (None, Some(surveyor)) if surveyor.adopt_all()? => Ok(self.db.read(best)?),
             (found, _) => Ok(found),
         }
     }
@@ -109,7 +109,7 @@ impl ChunkIndex for CatalogIndex {
     fn places(&self, id: &ChunkId) -> barmanfs_store::Result<Vec<ChunkLocation>> {
         // If the catalog is from an earlier time, its packs may be gone, and what they held may be in others.
         if let Some(surveyor) = &self.surveyor {
-            surveyor.adopt()?;
+            surveyor.adopt_all()?;
         }
         let places = self.db.read(|db| places(db, id))?;
         Ok(places.into_iter().map(|place| place.location).collect())

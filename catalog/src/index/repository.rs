@@ -11,6 +11,7 @@ use barmanfs_store::{
 use rusqlite::OptionalExtension;
 
 use crate::error::{Error, Result};
+use crate::home::cache_of::{refuse_cache, require_cache_of};
 use crate::home::locks::{FileLocks, Locks};
 use crate::home::owner::AsOwner;
 use crate::home::settings::{Compression, CreateOptions, Settings, make_settings, read_settings};
@@ -20,6 +21,7 @@ use crate::index::damaged_wal::DamagedWal;
 use crate::index::db::{Db, remove_catalog};
 use crate::index::read_segments::ReadSegments;
 use crate::index::records::{self, Derive};
+use crate::index::remote::{Remote, RemotePacks};
 use crate::index::unread::Surveyor;
 
 /// The lock of a process that makes the repository.
@@ -38,6 +40,8 @@ pub struct Repository {
     settings: Arc<Settings>,
     pub(crate) db: Arc<Db>,
     pub(crate) storage: Arc<dyn PackStorage>,
+    /// Where the packs are, if they are not in the directory.
+    pub(crate) remote: Option<Arc<dyn Remote>>,
     pub(crate) locks: Arc<dyn Locks>,
     pub(crate) surveyor: Arc<Surveyor>,
     chunks: Arc<ChunkReader>,
@@ -71,9 +75,19 @@ impl Repository {
     /// Opens a repository; `derive` defines what its records mean.
     pub(crate) fn open_with(path: &Path, derive: Derive) -> Result<Self> {
         let home = Home::at(path)?;
+        refuse_cache(path)?;
         let settings = read_settings(&home)?;
         let packs = LocalPacks::open(&home.join(PACKS))?;
-        Self::on(home, settings, Arc::new(packs), derive)
+        Self::on(home, settings, Arc::new(packs), None, derive)
+    }
+
+    /// Opens a repository in an object store, whose cache is the directory `path`.
+    pub(crate) fn open_remote(path: &Path, packs: &RemotePacks, derive: Derive) -> Result<Self> {
+        let home = Home::at(path)?;
+        require_cache_of(path, packs.remote.place())?;
+        let settings = read_settings(&home)?;
+        let (storage, remote) = (Arc::clone(&packs.storage), Arc::clone(&packs.remote));
+        Self::on(home, settings, storage, Some(remote), derive)
     }
 
     /// The same with packs that are kept in `storage`.
@@ -81,6 +95,7 @@ impl Repository {
         home: Home,
         settings: Settings,
         storage: Arc<dyn PackStorage>,
+        remote: Option<Arc<dyn Remote>>,
         derive: Derive,
     ) -> Result<Self> {
         let counters = Arc::new(Counters::default());
@@ -89,6 +104,10 @@ impl Repository {
         let db = Arc::new(Db::open(&catalog, owner, derive, Arc::clone(&storage))?);
         let locks: Arc<dyn Locks> = Arc::new(FileLocks::of(&home));
         let surveyor = Surveyor::new(Arc::clone(&db), Arc::clone(&storage), Arc::clone(&locks));
+        let surveyor = match &remote {
+            Some(remote) => surveyor.of_remote(Arc::clone(remote), home.clone()),
+            None => surveyor,
+        };
         let surveyor = Arc::new(surveyor);
         let chunks = chunk_reader(&storage, &db, &surveyor, counters, CACHE_BYTES);
         Ok(Self {
@@ -96,6 +115,7 @@ impl Repository {
             settings: Arc::new(settings),
             db,
             storage,
+            remote,
             locks,
             surveyor,
             chunks,
@@ -146,7 +166,7 @@ impl Repository {
             writer => Some(writer?),
         };
         let _acting = self.as_owner()?;
-        self.home.try_writing()?;
+        self.home.try_writing(self.remote.is_none())?;
         self.db.write(|transaction| {
             // Only a change shows whether the file can be changed.
             let version: u32 = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
@@ -154,6 +174,44 @@ impl Repository {
         })?;
         drop(writer);
         Ok(())
+    }
+
+    /// Where it is, as people name it: its directory, or its place in an object store.
+    pub fn place(&self) -> String {
+        match &self.remote {
+            Some(remote) => remote.place().to_owned(),
+            None => self.path().display().to_string(),
+        }
+    }
+
+    /// Whether its packs are in an object store.
+    pub fn is_remote(&self) -> bool {
+        self.remote.is_some()
+    }
+
+    /// The host that writes, if it is another one.
+    ///
+    /// # Errors
+    /// When the object store cannot be asked.
+    pub fn writing_elsewhere(&self) -> Result<Option<String>> {
+        match &self.remote {
+            Some(remote) => Ok(remote.writing_elsewhere()?),
+            None => Ok(None),
+        }
+    }
+
+    /// Refuses to write into an object store that another host writes into.
+    pub(crate) fn require_writing(&self) -> Result<()> {
+        match &self.remote {
+            Some(remote) => Ok(remote.require_writing()?),
+            None => Ok(()),
+        }
+    }
+
+    /// Looks for what other hosts have written, unless somebody on this host has done that a moment ago. Where this host writes, there is
+    /// nothing to look for. A store that does not answer is no error: what is known stays.
+    pub fn refresh(&self) {
+        self.surveyor.refresh();
     }
 
     /// The content of its repository.json.
@@ -183,6 +241,7 @@ impl Repository {
     /// # Errors
     /// When the catalog cannot be read.
     pub fn generation(&self) -> Result<u64> {
+        self.refresh();
         let replaced = self.db.refresh()?;
         let records: i64 = self.db.read(|db| {
             let mut last = db.prepare_cached("SELECT seq FROM sqlite_sequence WHERE name = 'records'")?;
@@ -285,7 +344,7 @@ pub(crate) fn on_test_packs(
     let storage = Arc::new(barmanfs_store::testing::TestPacks::new(packs));
     let home = Home::at(&path).unwrap();
     let settings = read_settings(&home).unwrap();
-    let repository = Repository::on(home, settings, storage.clone(), derive).unwrap();
+    let repository = Repository::on(home, settings, storage.clone(), None, derive).unwrap();
     (directory, storage, repository)
 }
 

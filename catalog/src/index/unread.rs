@@ -25,11 +25,15 @@ use rusqlite::params;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::home::Home;
 use crate::home::locks::Locks;
 use crate::home::presence;
 use crate::index::db::Db;
 use crate::index::records;
+use crate::index::remote::Remote;
 use crate::index::repository::Repository;
+
+mod elsewhere;
 
 /// A writer enters its pack a moment after the pack has appeared. It gets this long before another process does it.
 const WRITER_TRIES: u32 = 10;
@@ -156,6 +160,10 @@ pub(crate) struct Surveyor {
     storage: Arc<dyn PackStorage>,
     locks: Arc<dyn Locks>,
     seen: Mutex<Seen>,
+    /// The object store that has the packs, and the directory that is its cache.
+    remote: Option<(Arc<dyn Remote>, Home)>,
+    /// One thread looks for new packs there.
+    refreshing: Mutex<()>,
 }
 
 /// How many of the parts that have changed are listed in one survey.
@@ -225,6 +233,16 @@ impl Surveyor {
             storage,
             locks,
             seen: Mutex::default(),
+            remote: None,
+            refreshing: Mutex::default(),
+        }
+    }
+
+    /// The same for packs in an object store.
+    pub(crate) fn of_remote(self, remote: Arc<dyn Remote>, home: Home) -> Self {
+        Self {
+            remote: Some((remote, home)),
+            ..self
         }
     }
 
@@ -240,6 +258,12 @@ impl Surveyor {
                 replaced,
                 ..Seen::default()
             };
+        }
+        if let Some((remote, home)) = &self.remote {
+            let whole = seen.listing == Listing::All || !seen.bad.is_empty();
+            // A reader of one more chunk must not wait for this.
+            drop(seen);
+            return self.survey_remote(remote.as_ref(), home, whole);
         }
         let mut survey = Survey::default();
         let (mut packs, mut empty, mut missing) = (0, 0, Vec::new());
@@ -291,11 +315,25 @@ impl Surveyor {
     /// # Errors
     /// As for [`survey`](Self::survey).
     pub(crate) fn adopt(&self) -> Result<bool> {
+        if let Some((remote, home)) = &self.remote {
+            return self.adopt_news(remote.as_ref(), home);
+        }
+        self.adopt_all()
+    }
+
+    /// The same for a chunk that should be there: nothing is left out.
+    ///
+    /// # Errors
+    /// As for [`survey`](Self::survey).
+    pub(crate) fn adopt_all(&self) -> Result<bool> {
         let last = self.seen().looked_at;
         if last.is_some_and(|last| last.elapsed() < LOOK_AGAIN_AFTER) {
             return Ok(false);
         }
-        let survey = self.survey()?;
+        let survey = match &self.remote {
+            Some((remote, home)) => self.survey_remote(remote.as_ref(), home, true)?,
+            None => self.survey()?,
+        };
         self.seen().looked_at = Some(Instant::now());
         Ok(survey.adopted > 0)
     }
@@ -500,7 +538,11 @@ impl Repository {
     /// # Errors
     /// When the store cannot be listed or the catalog cannot be read.
     pub fn unread_packs(&self) -> Result<Vec<UnreadPack>> {
-        let survey = self.surveyor.survey()?;
+        Ok(Self::told(self.surveyor.survey()?))
+    }
+
+    /// What remains unread; the rest goes into the log.
+    fn told(survey: Survey) -> Vec<UnreadPack> {
         for problem in &survey.bad_records {
             tracing::warn!("Pack {}: {}", problem.pack, problem.reason);
         }
@@ -510,7 +552,7 @@ impl Repository {
                 survey.adopted
             );
         }
-        Ok(survey.unread)
+        survey.unread
     }
 
     /// Packs whose files are not what was written: truncated by a crash, copied incompletely, or replaced by something
@@ -519,6 +561,10 @@ impl Repository {
     /// # Errors
     /// When the store or the catalog cannot be read.
     pub fn misshapen_packs(&self) -> Result<Vec<UnreadPack>> {
+        // An object is put as a whole, and a survey compares its size.
+        if self.is_remote() {
+            return Ok(Vec::new());
+        }
         let packs: Vec<(PackId, u64)> = self.db.read(|db| {
             let mut newest = db.prepare("SELECT id, bytes FROM packs ORDER BY seq DESC LIMIT ?1")?;
             let rows = newest.query_map([PACKS_LOOKED_AT], |row| Ok((PackId(row.get(0)?), row.get(1)?)))?;
@@ -547,7 +593,7 @@ impl Repository {
     /// # Errors
     /// [`Error::NotProven`] while packs are unread; when the store cannot be listed or the catalog cannot be read.
     pub fn prove_completeness(&self) -> Result<()> {
-        let unread = self.unread_packs()?;
+        let unread = Self::told(self.surveyor.survey_for_proof()?);
         match unread.first() {
             None => Ok(()),
             Some(first) => Err(Error::NotProven {

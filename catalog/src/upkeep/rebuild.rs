@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use barmanfs_store::{ClosedPack, Listed, LocalPacks, PackId, PackStorage, Part, read_footer};
+use barmanfs_store::{ClosedPack, Listed, LocalPacks, PackId, PackStorage, Part};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, params};
 use serde::Serialize;
@@ -26,12 +26,15 @@ use serde::Serialize;
 use crate::archive::backup::Backup;
 use crate::archive::derive::derive;
 use crate::error::{Error, Result};
+use crate::home::cache_of::{refuse_cache, require_cache_of};
 use crate::home::locks::{FileLocks, Lock};
 use crate::home::settings::{CreateOptions, make_settings, read_settings};
 use crate::home::{CATALOG, Home, PACKS, make_directories, sync_directory, with_suffix};
 use crate::index::condemned;
 use crate::index::db::{self, check_files, remove_catalog};
+use crate::index::footers::{FROM_OBJECTS, read_each};
 use crate::index::records;
+use crate::index::remote::RemotePacks;
 use crate::index::repository::Repository;
 use crate::index::runs::Bulk;
 use crate::index::unread::PackProblem;
@@ -114,48 +117,114 @@ impl Repository {
     /// # Errors
     /// As for [`rebuild`](Self::rebuild).
     pub fn rebuild_with(path: &Path, force: bool, monitor: &mut dyn Monitor) -> Result<RebuildReport> {
-        let home = Home::at(path)?;
-        let made_settings = match read_settings(&home) {
+        refuse_cache(path)?;
+        let made_settings = match read_settings(&Home::at(path)?) {
             Err(Error::SettingsMissing { .. } | Error::BadSettings { .. }) => true,
             settings => settings.map(|_| false)?,
         };
-        check_files(&path.join(CATALOG))?;
-        make_directories(path)?;
-        let lock = condemned::allow_loss(&FileLocks::of(&home))?;
-        remove_leftovers(path)?;
-        let new = tempfile::Builder::new()
-            .prefix(&format!("{CATALOG}.rebuild-"))
-            .tempfile_in(path)
-            .map_err(|source| Error::io("create a file in", path, source))?
-            .into_temp_path();
-        let known = Known::read(&path.join(CATALOG));
-        let built = build(&new, &path.join(PACKS), &known, monitor);
-        let mut report = built.map_err(|error| error.in_catalog(&new))?;
-        if !force && report.packs == 0 && !report.missing.is_empty() {
-            return Err(Error::NoPackLeft {
-                path: path.join(PACKS),
-                known: known.packs.len(),
-            });
-        }
-        exchange(path, new)?;
-        if made_settings {
-            make_settings(path, CreateOptions::default())?;
-        }
-        report.made_settings = made_settings;
-        if let Err(error) = find_lost(path, &lock, &mut report, monitor) {
-            report.not_examined = Some(error.to_string());
-        }
-        if let Err(error) = settle(&path.join(CATALOG)) {
-            tracing::warn!("The catalog is readable only where SQLite can write beside it: {error}");
-        }
-        let old = path.join(OLD_CATALOG);
-        if report.is_complete() {
-            remove_catalog(&old)?;
-        } else if is_there(&old)? {
-            report.kept_catalog = Some(old);
-        }
-        Ok(report)
+        let options = Options {
+            made_settings,
+            force,
+            examines: true,
+        };
+        rebuild(path, None, options, monitor)
     }
+
+    /// The same for a repository in an object store, whose cache is the directory `path`. What is lost is only recorded where this host
+    /// writes.
+    ///
+    /// # Errors
+    /// As for [`rebuild`](Self::rebuild).
+    pub fn rebuild_remote(
+        path: &Path,
+        packs: &RemotePacks,
+        force: bool,
+        monitor: &mut dyn Monitor,
+    ) -> Result<RebuildReport> {
+        require_cache_of(path, packs.remote.place())?;
+        read_settings(&Home::at(path)?)?;
+        let options = Options {
+            made_settings: false,
+            force,
+            examines: packs.remote.writing_elsewhere()?.is_none(),
+        };
+        rebuild(path, Some(packs), options, monitor)
+    }
+}
+
+/// How a catalog is rebuilt.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Options {
+    /// repository.json is missing or damaged, and is made.
+    pub(super) made_settings: bool,
+    /// Even where none of the packs of the old catalog is there.
+    pub(super) force: bool,
+    /// What is missing is found and recorded.
+    pub(super) examines: bool,
+}
+
+pub(super) fn rebuild(
+    path: &Path,
+    remote: Option<&RemotePacks>,
+    options: Options,
+    monitor: &mut dyn Monitor,
+) -> Result<RebuildReport> {
+    check_files(&path.join(CATALOG))?;
+    make_directories(path)?;
+    let lock = condemned::allow_loss(&FileLocks::of(&Home::at(path)?))?;
+    remove_leftovers(path)?;
+    let new = tempfile::Builder::new()
+        .prefix(&format!("{CATALOG}.rebuild-"))
+        .tempfile_in(path)
+        .map_err(|source| Error::io("create a file in", path, source))?
+        .into_temp_path();
+    let known = match remote {
+        // What another host has removed is not missing.
+        Some(_) if !options.examines => Known::default(),
+        _ => Known::read(&path.join(CATALOG)),
+    };
+    let packs = path.join(PACKS);
+    let built = match remote {
+        None => LocalPacks::open(&packs)
+            .map_err(Error::from)
+            .and_then(|packs| build(&new, &packs, 1, &known, monitor)),
+        Some(remote) => build(
+            &new,
+            remote.remote.direct().as_ref(),
+            FROM_OBJECTS,
+            &known,
+            monitor,
+        ),
+    };
+    let mut report = built.map_err(|error| error.in_catalog(&new))?;
+    if !options.force && report.packs == 0 && !report.missing.is_empty() {
+        return Err(Error::NoPackLeft {
+            path: remote.map_or(packs, |remote| remote.remote.place().into()),
+            known: known.packs.len(),
+        });
+    }
+    exchange(path, new)?;
+    if options.made_settings {
+        make_settings(path, CreateOptions::default())?;
+    }
+    report.made_settings = options.made_settings;
+    // Nothing needs anything yet.
+    let is_empty = report.packs == 0;
+    if (options.examines || is_empty)
+        && let Err(error) = find_lost(path, remote, &lock, &mut report, monitor)
+    {
+        report.not_examined = Some(error.to_string());
+    }
+    if let Err(error) = settle(&path.join(CATALOG)) {
+        tracing::warn!("The catalog is readable only where SQLite can write beside it: {error}");
+    }
+    let old = path.join(OLD_CATALOG);
+    if report.is_complete() {
+        remove_catalog(&old)?;
+    } else if is_there(&old)? {
+        report.kept_catalog = Some(old);
+    }
+    Ok(report)
 }
 
 /// Puts what was written last into the catalog's file itself, so that it can be read where nothing can be written. A reader
@@ -167,9 +236,18 @@ fn settle(catalog: &Path) -> Result<()> {
 }
 
 /// Records what is needed and in no pack, and which backups need it.
-fn find_lost(path: &Path, lock: &Lock, report: &mut RebuildReport, monitor: &mut dyn Monitor) -> Result<()> {
+fn find_lost(
+    path: &Path,
+    remote: Option<&RemotePacks>,
+    lock: &Lock,
+    report: &mut RebuildReport,
+    monitor: &mut dyn Monitor,
+) -> Result<()> {
     monitor.stage("Finding what is missing");
-    let new = Repository::open_with(path, derive)?;
+    let new = match remote {
+        None => Repository::open_with(path, derive)?,
+        Some(remote) => Repository::open_remote(path, remote, derive)?,
+    };
     // What cron has found was found in the catalog before.
     if !new.repository_memory()?.catalog_faults.is_empty() {
         new.remember_of_repository(|memory| memory.catalog_faults.clear())?;
@@ -296,7 +374,13 @@ fn remove_leftovers(path: &Path) -> Result<()> {
 }
 
 /// Fills the new catalog and makes it durable.
-fn build(file: &Path, packs: &Path, known: &Known, monitor: &mut dyn Monitor) -> Result<RebuildReport> {
+fn build(
+    file: &Path,
+    packs: &dyn PackStorage,
+    at_once: usize,
+    known: &Known,
+    monitor: &mut dyn Monitor,
+) -> Result<RebuildReport> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(file, flags)?;
     db::allow_shrinking(&connection)?;
@@ -307,7 +391,7 @@ fn build(file: &Path, packs: &Path, known: &Known, monitor: &mut dyn Monitor) ->
     db::create_tables(&connection)?;
     let mut report = RebuildReport::default();
     monitor.stage("Reading packs");
-    enter_packs(&connection, &LocalPacks::open(packs)?, &mut report, monitor)?;
+    enter_packs(&connection, packs, at_once, &mut report, monitor)?;
     derive_all(&connection, &mut report)?;
     report.backups = connection.query_row("SELECT count(*) FROM backups", [], |row| row.get(0))?;
     compare(&connection, known, &mut report)?;
@@ -324,6 +408,7 @@ fn build(file: &Path, packs: &Path, known: &Known, monitor: &mut dyn Monitor) ->
 fn enter_packs(
     connection: &Connection,
     storage: &dyn PackStorage,
+    at_once: usize,
     report: &mut RebuildReport,
     monitor: &mut dyn Monitor,
 ) -> Result<()> {
@@ -336,8 +421,8 @@ fn enter_packs(
     // Packs of killed writers may not be durable yet.
     storage.settle(&packs)?;
     let keys = Bulk::new();
-    for pack in packs {
-        match read_footer(storage, pack) {
+    read_each(storage, &packs, at_once, &mut |pack, footer| {
+        match footer {
             Ok(closed) => {
                 enter_one(connection, &closed, &keys)?;
                 report.packs += 1;
@@ -352,9 +437,14 @@ fn enter_packs(
             Err(error) => return Err(error.into()),
         }
         monitor.progress(report.packs, None, Unit::Packs);
-    }
+        Ok(())
+    })?;
     in_transaction(connection, |transaction| keys.write(transaction))?;
-    tell_astray(connection, storage, report)
+    // Keys are not moved by hand, as files are.
+    match at_once {
+        1 => tell_astray(connection, storage, report),
+        _ => Ok(()),
+    }
 }
 
 /// Packs under other names are not entered: no look-up would find them there. They do no harm if the pack itself is in

@@ -190,6 +190,9 @@ impl Repository {
             holder: self.locks.holder("sweep"),
             advice: "run again when it has ended",
         })?;
+        if let Some(remote) = &self.remote {
+            remote.require_writing_now()?;
+        }
         self.db.refresh()?;
         let report = SweepReport::default();
         let mut sweep = Sweep {

@@ -221,7 +221,7 @@ mod tests {
             findings: vec![space],
             figures: Figures::default(),
         };
-        let repository = CheckedRepository::new("/var/lib/barmanfs".as_ref(), found);
+        let repository = CheckedRepository::new("/var/lib/barmanfs", found);
         let of = |servers: &[CheckedServer]| super::lines(OWN, Some(&repository), servers);
         let detail = "(repository).free space: FAILED (only 1 MiB left)";
         assert_eq!(

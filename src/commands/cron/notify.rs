@@ -38,7 +38,7 @@ pub(super) fn run(app: &App, repository: &Repository) -> Result<String, Error> {
     let mut servers = app.config.servers.clone();
     servers.retain(is_told);
     let request = health::Request {
-        path: &app.config.repository,
+        place: &app.place,
         servers: &servers,
         invocation: &Invocation::current(Some(&app.config.file)),
         measured: false,

@@ -310,7 +310,7 @@ fn verify_part(app: &App, repository: &Repository) -> Result<String, Error> {
     let unread = repository.survey_packs()?;
     let done = match app.config.verify_budget.is_off() {
         true => "read nothing: verify_budget is off".to_owned(),
-        false => read_part(app, repository, memory)?,
+        false => read_part(app, &app.repository_as_stored()?, memory)?,
     };
     match unread.first() {
         Some(first) => Err(Error::failed(format!(

@@ -6,17 +6,18 @@ use serde_json::{Value, json};
 use super::{part, to_value};
 use crate::config::Config;
 use crate::error::Error;
+use crate::place::Place;
 
 /// What the repository is and takes.
 pub(super) fn of(config: &Config) -> Value {
     let path = &config.repository;
-    let repository = match Repository::open(path) {
+    let repository = match Place::of(config).open() {
         Ok(repository) => repository,
         Err(error) => return part(Err(error.into())),
     };
     let settings = repository.settings();
     part(Ok(json!({
-        "path": path,
+        "path": config.shown_repository(),
         "id": settings.id,
         "format_version": settings.format_version,
         "created_at": settings.created_at,

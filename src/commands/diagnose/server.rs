@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use barmanfs_catalog::{Backup, Repository, ServerName, WalEntry};
+use barmanfs_catalog::{Backup, ServerName, WalEntry};
 use serde_json::{Value, json};
 
 use super::super::show_servers;
@@ -12,6 +12,7 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::health;
 use crate::invocation::Invocation;
+use crate::place::Place;
 use crate::processes;
 use crate::report::{self, CheckedServer, ListedProcess, ShownServer};
 
@@ -33,7 +34,9 @@ pub(super) struct Diagnosed {
 /// The servers of the configuration, and those that only the repository knows.
 pub(super) fn names(config: &Config) -> Vec<ServerName> {
     let mut names: Vec<ServerName> = config.servers.iter().map(|server| server.name.clone()).collect();
-    let stored = Repository::open(&config.repository).and_then(|repository| repository.servers());
+    let stored = Place::of(config)
+        .open()
+        .and_then(|repository| repository.servers());
     for server in stored.unwrap_or_default() {
         if !names.contains(&server) {
             names.push(server);
@@ -45,7 +48,7 @@ pub(super) fn names(config: &Config) -> Vec<ServerName> {
 /// Checks the repository once, and each server of the configuration.
 pub(super) fn checks(config: &Config, invocation: &Invocation) -> BTreeMap<ServerName, CheckedServer> {
     let request = health::Request {
-        path: &config.repository,
+        place: &Place::of(config),
         servers: &config.servers,
         invocation,
         measured: false,
@@ -65,7 +68,7 @@ impl Diagnosed {
         checked: &BTreeMap<ServerName, CheckedServer>,
     ) -> Self {
         let configured = config.server(name.as_str());
-        let repository = Repository::open(&config.repository).map_err(Error::from);
+        let repository = Place::of(config).open().map_err(Error::from);
         let repository = repository.as_ref();
         let read = |error: &Error| error.clone();
         Self {

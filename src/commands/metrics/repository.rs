@@ -1,7 +1,6 @@
 //! The metrics of the repository.
 
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use barmanfs_fs::FoundMount;
@@ -12,14 +11,15 @@ use super::sheet::Sheet;
 use crate::error::Error;
 use crate::health::{self, Extent};
 use crate::output::printable;
+use crate::place::Place;
 
 const DAY_SECONDS: f64 = 24.0 * 3600.0;
 
-/// Adds what is known of the repository at `path`. That it cannot be read within the time is one of the metrics.
-pub(super) fn add(sheet: &mut Sheet, path: &Path, within: Duration) -> Result<(), Error> {
+/// Adds what is known of the repository at `place`. That it cannot be read within the time is one of the metrics.
+pub(super) fn add(sheet: &mut Sheet, place: &Place, within: Duration) -> Result<(), Error> {
     sheet.add(&of::BUILD_INFO, &[env!("CARGO_PKG_VERSION")], 1)?;
     sheet.add_fraction(&of::MEASURED_AT, &[], seconds(SystemTime::now().into()))?;
-    let owned = path.to_owned();
+    let owned = place.clone();
     let extent = match health::within(within, move || Extent::of(&owned)) {
         Some(Ok(extent)) => extent,
         Some(Err(error)) => return unreadable(sheet, &error.to_string()),

@@ -38,7 +38,10 @@ pub(super) fn adopt(repository: &Repository) -> Result<Adopted> {
         }
         Ok(())
     })?;
-    refuse_astray(repository)?;
+    // Keys are not moved by hand, as files are.
+    if !repository.is_remote() {
+        refuse_astray(repository)?;
+    }
     Ok(adopted)
 }
 

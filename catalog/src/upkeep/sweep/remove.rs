@@ -6,11 +6,10 @@
 //! about to go ([`ENTRY`]).
 
 use barmanfs_store::PackId;
-use rusqlite::Transaction;
 
 use crate::error::Result;
-use crate::index::chunk_lists;
 use crate::index::condemned::{self, PackRow};
+use crate::index::forget::forget;
 use crate::index::unread::ENTRY;
 use crate::upkeep::sweep::Sweep;
 use crate::upkeep::sweep::mark::Mark;
@@ -54,33 +53,4 @@ impl Sweep<'_> {
         self.report.removed_bytes += pack.bytes;
         Ok(())
     }
-}
-
-/// What the runs have of the pack's chunks goes with the next merge.
-fn forget(transaction: &Transaction<'_>, pack: i64) -> Result<()> {
-    chunk_lists::forget(transaction, pack)?;
-    let mut records = transaction.prepare_cached("SELECT record FROM record_packs WHERE pack = ?1")?;
-    let records: Vec<i64> = records
-        .query_map([pack], |row| row.get(0))?
-        .collect::<rusqlite::Result<_>>()?;
-    transaction.execute("DELETE FROM record_packs WHERE pack = ?1", [pack])?;
-    for record in records {
-        forget_record(transaction, record)?;
-    }
-    transaction.execute("DELETE FROM packs WHERE seq = ?1", [pack])?;
-    Ok(())
-}
-
-/// Deletes a record that no pack holds any more; it was annulled, or no longer has a meaning.
-fn forget_record(transaction: &Transaction<'_>, record: i64) -> Result<()> {
-    let held = transaction
-        .prepare_cached("SELECT 1 FROM record_packs WHERE record = ?1")?
-        .exists([record])?;
-    if !held {
-        transaction.execute("DELETE FROM deletions WHERE record = ?1", [record])?;
-        transaction.execute("DELETE FROM damaged WHERE record = ?1", [record])?;
-        transaction.execute("DELETE FROM wal_removals WHERE record = ?1", [record])?;
-        transaction.execute("DELETE FROM records WHERE seq = ?1", [record])?;
-    }
-    Ok(())
 }
