@@ -10,6 +10,7 @@ cd "$root"
 . scripts/lib/debian.sh
 . scripts/lib/postgres.sh
 . scripts/lib/ceph.sh
+. scripts/lib/azurite.sh
 
 usage() {
     cat <<'EOF'
@@ -170,16 +171,22 @@ export BARMANFS_TEST_PG_BINDIRS=$versions
 began_ms=$(now_ms)
 log=$(mktemp)
 store=''
-trap 'rm -f "$log"; [ -z "$store" ] || stop_rgw "$store"' EXIT
+trap 'rm -f "$log"; [ -z "$store" ] || { stop_azurite "$store"; stop_rgw "$store"; }' EXIT
 # Repositories are in an object store, and copied into one. Only the topics 'bucket' and 'copy' and the unit tests need it.
 if [ -z "$filter" ] || [[ "bucket copy" = *"${filter%%::*}"* ]]; then
     store=$(mktemp -d "${TMPDIR:-/tmp}/rgw.XXX")
-    if have_ceph && start_rgw "$store" && make_rgw_bucket packs; then
+    if have_ceph && start_rgw "$store" && make_rgw_bucket packs && make_rgw_locked_bucket locked; then
         export BARMANFS_TEST_S3="$rgw_endpoint packs $rgw_access_key $rgw_secret_key"
         say "A gateway of Ceph answers at $rgw_endpoint"
     else
         warn "Without a gateway of Ceph, buckets are tested in a directory only"
         [ ! -e "$store/start.log" ] || tail -5 "$store/start.log" >&2
+    fi
+    if start_azurite "$store" && make_azurite_container packs; then
+        export BARMANFS_TEST_AZURE=packs AZURITE_BLOB_STORAGE_URL=$azurite_endpoint
+        say "Azurite answers at $azurite_endpoint"
+    else
+        warn "Without Azurite, no copy is tested in Azure's words"
     fi
 fi
 if [ -z "$filter" ]; then

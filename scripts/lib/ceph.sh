@@ -105,10 +105,16 @@ answers() {
     return 1
 }
 
+# make_rgw_user DIRECTORY NAME KEY: a user with the secret key of all of them.
+make_rgw_user() {
+    radosgw-admin -c "$1/ceph.conf" user create --uid="$2" --display-name="$2" --access-key="$3" --secret-key="$rgw_secret_key"
+}
+
 # start_rgw DIRECTORY: a gateway in DIRECTORY, which stop_rgw stops. Sets rgw_endpoint, and rgw_access_key and
-# rgw_secret_key of a user who may make buckets.
+# rgw_secret_key of a user who may make buckets. Users with the keys barmanfsarchiver, barmanfssweeper and barmanfsreader may
+# do nothing until a policy of a bucket says otherwise.
 start_rgw() {
-    local work=$1 port
+    local work=$1 port role
     port=$(free_ports 20) || return 1
     rgw_endpoint=http://127.0.0.1:$((port + 5))
     # Of this store alone, which ends with the tests.
@@ -116,8 +122,8 @@ start_rgw() {
     {
         make_ceph "$work" "$port" && ceph-mon -c "$work/ceph.conf" -i a && start_osd "$work" &&
             radosgw -c "$work/ceph.conf" -n client.rgw.a && answers $((port + 5)) &&
-            radosgw-admin -c "$work/ceph.conf" user create --uid=test --display-name=test \
-                --access-key="$rgw_access_key" --secret-key="$rgw_secret_key"
+            make_rgw_user "$work" test "$rgw_access_key" &&
+            for role in archiver sweeper reader; do make_rgw_user "$work" $role "barmanfs$role" || return 1; done
     } >"$work/start.log" 2>&1
 }
 
@@ -137,10 +143,21 @@ stop_rgw() {
     rm -rf "$1"
 }
 
-# make_rgw_bucket NAME: an empty bucket in the gateway that start_rgw has started.
-make_rgw_bucket() {
+# put_rgw PATH OPTION...: a PUT to the gateway that start_rgw has started, with options of curl.
+put_rgw() {
     have curl || install_packages curl >&2
     # curl signs the request; the key is known to everybody, see start_rgw.
     curl -sS -f -X PUT --aws-sigv4 aws:amz:us-east-1:s3 -u "$rgw_access_key:$rgw_secret_key" \
-        -H 'x-amz-content-sha256: UNSIGNED-PAYLOAD' "$rgw_endpoint/$1" >&2
+        -H 'x-amz-content-sha256: UNSIGNED-PAYLOAD' "${@:2}" "$rgw_endpoint/$1" >&2
+}
+
+# make_rgw_bucket NAME: an empty bucket.
+make_rgw_bucket() { put_rgw "$1"; }
+
+# make_rgw_locked_bucket NAME: an empty bucket that keeps versions and locks each for a day.
+make_rgw_locked_bucket() {
+    put_rgw "$1" -H 'x-amz-bucket-object-lock-enabled: true' &&
+        put_rgw "$1?object-lock=" --data '<ObjectLockConfiguration xmlns="http://s3.amazonaws.com/doc/2006-03-01/">
+<ObjectLockEnabled>Enabled</ObjectLockEnabled><Rule><DefaultRetention><Mode>GOVERNANCE</Mode><Days>1</Days></DefaultRetention>
+</Rule></ObjectLockConfiguration>'
 }
