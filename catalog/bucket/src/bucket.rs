@@ -1,5 +1,8 @@
 //! Requests to a bucket: blocking, and repeated until they succeed or the caller's patience ends.
 
+mod found;
+mod old;
+
 use std::fmt;
 use std::future::Future;
 use std::path::Path;
@@ -11,26 +14,35 @@ use bytes::Bytes;
 use futures_util::TryStreamExt;
 use object_store::path::Path as Key;
 use object_store::{
-    Attribute, Attributes, GetOptions, GetRange, GetResult, ObjectStore, ObjectStoreExt, PutMode, PutOptions,
+    Attribute, Attributes, GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions,
 };
 use tokio::runtime::{Builder, Runtime};
 
+pub use self::found::Found;
+use self::found::{SHA256, sha256, stalled};
 use crate::Result;
-use crate::connect::connect;
+use crate::connect::{Client, connect};
 use crate::location::{Location, Scheme};
+use crate::own::OwnRequests;
+use crate::rights;
 use crate::settings::Settings;
 use crate::trouble::Trouble;
+use crate::versions::Versions;
 
 /// Threads that wait for answers: requests wait far more than they work.
 const THREADS: usize = 2;
 
-/// One attempt may take this long, and as much longer as its bytes take at the slowest rate that is worth waiting for.
+/// One attempt may take this long, or as long as the caller's patience if that is shorter, and as much longer as its bytes
+/// take at the slowest rate that is worth waiting for. An answer that stops in the middle is given up after this time.
 const ATTEMPT: Duration = Duration::from_secs(60);
 const SLOWEST_BYTES_PER_SECOND: u64 = 64 * 1024;
 
 /// An object is put, and got as a whole, in memory. Writers end a pack at 64 MiB of frames; the last frame, the largest footer
 /// and a last record that belongs to it come on top.
 pub(crate) const OBJECT_MAX_BYTES: u64 = 128 * 1024 * 1024;
+
+/// The shortest silence that counts as one, for those with little patience.
+const SHORTEST_STALL: Duration = Duration::from_secs(1);
 
 /// Pauses between attempts: doubled each time, of random length, so that many clients do not come back at once.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -39,33 +51,25 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 /// Ends the names of AWS' directory buckets, which list in no order.
 const EXPRESS: &str = "--x-s3";
 
-/// The metadata with the checksum of what was put.
-const SHA256: &str = "sha256";
-
 /// A place in an object store.
+#[derive(Clone)]
 pub struct Bucket {
     store: Arc<dyn ObjectStore>,
     prefix: Key,
     /// As people name it.
     place: String,
     patience: Duration,
+    scheme: Scheme,
     /// Objects of a directory have no metadata, and what fails there once fails again.
     is_directory: bool,
     /// Whether a listing that breaks off can go on behind the last key.
     lists_in_order: bool,
     storage_class: Option<String>,
+    /// What only S3 is asked.
+    own: Option<OwnRequests>,
+    /// The versions that are read, where those are not the newest.
+    versions: Option<Arc<Versions>>,
     runtime: Arc<Runtime>,
-}
-
-/// What was read of an object.
-#[derive(Debug, Clone)]
-pub struct Found {
-    /// The bytes.
-    pub bytes: Bytes,
-    /// Size of the whole object.
-    pub object_bytes: u64,
-    /// The checksum that was stored with it, in hex.
-    pub sha256: Option<String>,
 }
 
 /// How a key came to be.
@@ -99,7 +103,7 @@ impl Bucket {
     /// When the settings cannot be used.
     pub fn open(location: &Location, settings: &Settings) -> Result<Self> {
         let place = location.to_string();
-        let store =
+        let Client { store, own } =
             connect(location, settings).map_err(|reason| Error::Invalid(format!("{place}: {reason}")))?;
         let prefix = match location.scheme {
             Scheme::Directory => "",
@@ -109,6 +113,7 @@ impl Bucket {
         bucket.is_directory = location.scheme == Scheme::Directory;
         bucket.lists_in_order = !bucket.is_directory && !location.bucket.ends_with(EXPRESS);
         bucket.storage_class.clone_from(&settings.storage_class);
+        (bucket.scheme, bucket.own) = (location.scheme, own);
         Ok(bucket)
     }
 
@@ -132,9 +137,12 @@ impl Bucket {
             prefix: Key::from(prefix),
             place,
             patience,
+            scheme: Scheme::S3,
             is_directory: false,
             lists_in_order: true,
             storage_class: None,
+            own: None,
+            versions: None,
             runtime: Arc::new(runtime),
         })
     }
@@ -143,15 +151,15 @@ impl Bucket {
     #[must_use]
     pub fn within(&self, patience: Duration) -> Self {
         Self {
-            store: Arc::clone(&self.store),
-            prefix: self.prefix.clone(),
-            place: self.place.clone(),
             patience,
-            is_directory: self.is_directory,
-            lists_in_order: self.lists_in_order,
-            storage_class: self.storage_class.clone(),
-            runtime: Arc::clone(&self.runtime),
+            ..self.clone()
         }
+    }
+
+    /// For how long a request is repeated.
+    #[must_use]
+    pub fn patience(&self) -> Duration {
+        self.patience
     }
 
     /// What people call it.
@@ -203,6 +211,9 @@ impl Bucket {
     /// When the store does not say.
     pub fn size(&self, key: &str) -> Result<Option<u64>> {
         let location = self.key(key);
+        if let Some(versions) = &self.versions {
+            return Ok(versions.of(&location).map(|version| version.bytes));
+        }
         let head = self.request("look at", key, 0, || self.store.head(&location))?;
         self.found(key, head.map(|meta| meta.size))
     }
@@ -239,6 +250,7 @@ impl Bucket {
 
     /// One conditional PUT. Returns whether the key was new.
     pub(crate) fn put(&self, key: &str, bytes: &Bytes) -> Result<bool> {
+        self.refuse_versions("create", key)?;
         let location = self.key(key);
         let options = PutOptions {
             mode: PutMode::Create,
@@ -297,6 +309,9 @@ impl Bucket {
     /// When they cannot be listed.
     pub fn directories(&self, under: &str) -> Result<Vec<String>> {
         let prefix = self.key(under);
+        if let Some(versions) = &self.versions {
+            return Ok(self.directories_of_versions(versions, &prefix));
+        }
         let list = || self.store.list_with_delimiter(Some(&prefix));
         let listed = self.request("list", under, 0, list)?;
         let Some(listed) = self.found(under, listed)? else {
@@ -315,6 +330,9 @@ impl Bucket {
         each: &mut dyn FnMut(&str, u64) -> Result<()>,
     ) -> Result<()> {
         let prefix = self.key(under);
+        if let Some(versions) = &self.versions {
+            return self.list_versions(versions, &prefix, after.as_ref(), each);
+        }
         let mut last = after;
         let mut failing = Failing::default();
         loop {
@@ -325,9 +343,12 @@ impl Bucket {
             let failed = loop {
                 let next = self
                     .runtime
-                    .block_on(async { tokio::time::timeout(ATTEMPT, stream.try_next()).await });
+                    .block_on(async { tokio::time::timeout(self.stall(), stream.try_next()).await });
                 match next {
                     Ok(Ok(Some(object))) => {
+                        if self.lists_in_order && last.as_ref().is_some_and(|last| object.location <= *last) {
+                            break Trouble::Lasting("the store lists the same objects again".to_owned());
+                        }
                         failing = Failing::default();
                         if let Some(key) = self.relative(&object.location) {
                             each(&key, object.size)?;
@@ -340,13 +361,18 @@ impl Bucket {
                 }
             };
             match failed {
-                // A directory that is not there is an empty prefix.
-                Trouble::Missing => return Ok(()),
+                // A directory that is not there is an empty prefix. A store lists nothing in other words.
+                Trouble::Missing if self.is_directory => return Ok(()),
+                Trouble::Missing => {
+                    let reason = "the store answers that there is no such place".to_owned();
+                    return Err(self.error("list", under, reason));
+                }
                 Trouble::Passing(reason) if last.is_some() && !self.lists_in_order => {
                     return Err(self.error("list", under, reason));
                 }
                 Trouble::Passing(reason) => self.pause("list", under, reason, &mut failing)?,
                 Trouble::Lasting(reason) => return Err(self.error("list", under, reason)),
+                Trouble::Denied(reason) => return Err(self.denied("list", under, &reason)),
                 Trouble::Taken => return Err(self.error("list", under, "the store is confused".to_owned())),
             }
         }
@@ -357,6 +383,7 @@ impl Bucket {
     /// # Errors
     /// When it is there and cannot be deleted.
     pub fn delete(&self, key: &str) -> Result<()> {
+        self.refuse_versions("delete", key)?;
         let location = self.key(key);
         match self.request("delete", key, 0, || self.store.delete(&location))? {
             Ok(()) | Err(Refused::Missing) => Ok(()),
@@ -365,22 +392,49 @@ impl Bucket {
     }
 
     fn read(&self, key: &str, range: Option<GetRange>) -> Result<Option<Found>> {
+        let version = match &self.versions {
+            None => None,
+            Some(versions) => match versions.of(&self.key(key)) {
+                None => return Ok(None),
+                Some(version) => Some(version.id.clone()),
+            },
+        };
+        self.read_version(key, range, version)
+    }
+
+    fn read_version(
+        &self,
+        key: &str,
+        range: Option<GetRange>,
+        version: Option<String>,
+    ) -> Result<Option<Found>> {
         let location = self.key(key);
         let bytes = match &range {
             Some(GetRange::Bounded(range)) => range.end - range.start,
             Some(GetRange::Suffix(bytes)) => *bytes,
             _ => OBJECT_MAX_BYTES,
         };
+        let deed = match version {
+            None => "read",
+            Some(_) => "read an old version of",
+        };
         let options = GetOptions {
             range,
+            version,
             ..GetOptions::default()
         };
+        let stall = self.stall();
         let read = || async {
-            let result = self.store.get_opts(&location, options.clone()).await?;
-            Found::of(result).await
+            let answer = tokio::time::timeout(stall, self.store.get_opts(&location, options.clone()));
+            Found::of(answer.await.map_err(|_| stalled())??, stall).await
         };
-        let read = self.request("read", key, bytes, read)?;
+        let read = self.request(deed, key, bytes, read)?;
         self.found(key, read)
+    }
+
+    /// How long the store may say nothing.
+    fn stall(&self) -> Duration {
+        ATTEMPT.min(self.patience).max(SHORTEST_STALL)
     }
 
     fn found<T>(&self, key: &str, answer: Result<T, Refused>) -> Result<Option<T>> {
@@ -399,7 +453,7 @@ impl Bucket {
         bytes: u64,
         send: impl Fn() -> F,
     ) -> Result<Result<T, Refused>> {
-        let attempt = ATTEMPT + Duration::from_secs(bytes / SLOWEST_BYTES_PER_SECOND);
+        let attempt = self.stall() + Duration::from_secs(bytes / SLOWEST_BYTES_PER_SECOND);
         let mut failing = Failing::default();
         loop {
             let answer = self
@@ -414,6 +468,7 @@ impl Bucket {
                 Trouble::Missing => return Ok(Err(Refused::Missing)),
                 Trouble::Taken => return Ok(Err(Refused::Taken)),
                 Trouble::Lasting(reason) => return Err(self.error(deed, key, reason)),
+                Trouble::Denied(reason) => return Err(self.denied(deed, key, &reason)),
                 Trouble::Passing(reason) => self.pause(deed, key, reason, &mut failing)?,
             }
         }
@@ -421,7 +476,7 @@ impl Bucket {
 
     /// Waits before the next attempt, or gives up.
     fn pause(&self, deed: &'static str, key: &str, reason: String, failing: &mut Failing) -> Result<()> {
-        let since = failing.since.get_or_insert_with(Instant::now).elapsed();
+        let since = failing.lasts(self.stall());
         if self.is_directory {
             return Err(self.error(deed, key, reason));
         }
@@ -449,6 +504,15 @@ impl Bucket {
         Error::io(deed, Path::new(&self.url(key)), std::io::Error::other(reason))
     }
 
+    fn denied(&self, deed: &'static str, key: &str, said: &str) -> Error {
+        let right = rights::needed(self.scheme, deed);
+        self.error(
+            deed,
+            key,
+            format!("{said}: the credentials lack the right to {right}; docs/iam.md has ready policies"),
+        )
+    }
+
     /// A key as people name it.
     pub(crate) fn url(&self, key: &str) -> String {
         format!("{}/{key}", self.place)
@@ -473,38 +537,33 @@ impl Bucket {
 }
 
 /// Attempts that failed, one after the other.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Failing {
+    began: Instant,
     since: Option<Instant>,
     attempts: u32,
 }
 
-impl Found {
-    async fn of(result: GetResult) -> object_store::Result<Self> {
-        let sha256 = result.attributes.get(&Attribute::Metadata(SHA256.into()));
-        let sha256 = sha256.map(|value| value.as_ref().to_owned());
-        let object_bytes = result.meta.size;
-        Ok(Self {
-            bytes: result.bytes().await?,
-            object_bytes,
-            sha256,
-        })
-    }
-
-    fn empty() -> Self {
+impl Default for Failing {
+    fn default() -> Self {
         Self {
-            bytes: Bytes::new(),
-            object_bytes: 0,
-            sha256: None,
+            began: Instant::now(),
+            since: None,
+            attempts: 0,
         }
     }
+}
 
-    /// Whether the bytes, if they are the whole object, are those that were put. Without a checksum nobody knows.
-    #[must_use]
-    pub fn is_as_put(&self) -> bool {
-        self.sha256
-            .as_ref()
-            .is_none_or(|stored| *stored == sha256(&self.bytes))
+impl Failing {
+    /// For how long nothing has come of it. The first attempt may have moved many bytes before it failed, so of its time only a
+    /// silence counts.
+    fn lasts(&mut self, stall: Duration) -> Duration {
+        let silence = stall.min(self.began.elapsed());
+        let now = Instant::now();
+        let since = *self
+            .since
+            .get_or_insert_with(|| now.checked_sub(silence).unwrap_or(now));
+        since.elapsed()
     }
 }
 
@@ -523,13 +582,4 @@ pub(crate) fn is_about_ranges(error: &std::io::Error) -> bool {
     ]
     .iter()
     .any(|sign| text.contains(sign))
-}
-
-fn sha256(bytes: &[u8]) -> String {
-    use sha2::{Digest, Sha256};
-    use std::fmt::Write;
-    Sha256::digest(bytes).iter().fold(String::new(), |mut hex, byte| {
-        let _ = write!(hex, "{byte:02x}");
-        hex
-    })
 }

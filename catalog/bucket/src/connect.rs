@@ -14,14 +14,32 @@ use object_store::local::LocalFileSystem;
 use object_store::{Certificate, ClientOptions, ObjectStore, RetryConfig};
 
 use crate::credentials::Profile;
+use crate::guard::Guarded;
 use crate::location::{Location, Scheme};
+use crate::own::OwnRequests;
 use crate::settings::{Encryption, Settings};
 
 /// How long a connection may take to be made.
 const CONNECTED_WITHIN: Duration = Duration::from_secs(10);
 
+/// A client of a store.
+pub(crate) struct Client {
+    pub(crate) store: Arc<dyn ObjectStore>,
+    /// Requests that the library does not make; of S3 alone.
+    pub(crate) own: Option<OwnRequests>,
+}
+
+impl Client {
+    fn plain(store: impl ObjectStore) -> Self {
+        Self {
+            store: Arc::new(store),
+            own: None,
+        }
+    }
+}
+
 /// A client. The text of an error says what is wrong with the settings.
-pub(crate) fn connect(location: &Location, settings: &Settings) -> Result<Arc<dyn ObjectStore>, String> {
+pub(crate) fn connect(location: &Location, settings: &Settings) -> Result<Client, String> {
     if location.scheme == Scheme::Directory {
         return directory(&location.prefix);
     }
@@ -34,13 +52,13 @@ pub(crate) fn connect(location: &Location, settings: &Settings) -> Result<Arc<dy
     }
 }
 
-fn directory(path: &str) -> Result<Arc<dyn ObjectStore>, String> {
+fn directory(path: &str) -> Result<Client, String> {
     std::fs::create_dir_all(path).map_err(|error| format!("Cannot create {path}: {error}"))?;
     let store = LocalFileSystem::new_with_prefix(path).map_err(|error| error.to_string())?;
-    Ok(Arc::new(store.with_fsync(true)))
+    Ok(Client::plain(store.with_fsync(true)))
 }
 
-fn s3(location: &Location, settings: &Settings) -> Result<Arc<dyn ObjectStore>, String> {
+fn s3(location: &Location, settings: &Settings) -> Result<Client, String> {
     let mut builder = AmazonS3Builder::new();
     for (key, value) in variables::<AmazonS3ConfigKey>(settings, "AWS_") {
         builder = builder.with_config(key, value);
@@ -87,14 +105,23 @@ fn s3(location: &Location, settings: &Settings) -> Result<Arc<dyn ObjectStore>, 
         }
         Some(Encryption::KeyService(Some(key))) => builder = builder.with_sse_kms_encryption(key),
     }
+    let options = client_options(settings, endpoint)?;
     let client = builder
         .with_bucket_name(&location.bucket)
         .with_virtual_hosted_style_request(!settings.path_style)
         .with_checksum_algorithm(Checksum::SHA256)
-        .with_client_options(client_options(settings, endpoint)?)
+        // The right to delete one object is enough for this, and every store knows it.
+        .with_config(AmazonS3ConfigKey::DisableBulkDelete, "true")
+        .with_client_options(options.clone())
+        .with_http_connector(Guarded::default())
         .with_retry(never_again())
         .build();
-    Ok(Arc::new(client.map_err(|error| error.to_string())?))
+    let s3 = Arc::new(client.map_err(|error| error.to_string())?);
+    let own = OwnRequests::new(Arc::clone(&s3), &options).map_err(|error| error.to_string())?;
+    Ok(Client {
+        store: s3,
+        own: Some(own),
+    })
 }
 
 fn with_key(builder: AmazonS3Builder, key: &str, value: &str) -> Result<AmazonS3Builder, String> {
@@ -102,7 +129,7 @@ fn with_key(builder: AmazonS3Builder, key: &str, value: &str) -> Result<AmazonS3
     Ok(builder.with_config(key, value))
 }
 
-fn google(location: &Location, settings: &Settings) -> Result<Arc<dyn ObjectStore>, String> {
+fn google(location: &Location, settings: &Settings) -> Result<Client, String> {
     let mut builder = GoogleCloudStorageBuilder::new();
     for (key, value) in variables::<GoogleConfigKey>(settings, "GOOGLE_") {
         builder = builder.with_config(key, value);
@@ -113,12 +140,13 @@ fn google(location: &Location, settings: &Settings) -> Result<Arc<dyn ObjectStor
     let client = builder
         .with_bucket_name(&location.bucket)
         .with_client_options(client_options(settings, settings.endpoint.as_deref())?)
+        .with_http_connector(Guarded::default())
         .with_retry(never_again())
         .build();
-    Ok(Arc::new(client.map_err(|error| error.to_string())?))
+    Ok(Client::plain(client.map_err(|error| error.to_string())?))
 }
 
-fn azure(location: &Location, settings: &Settings) -> Result<Arc<dyn ObjectStore>, String> {
+fn azure(location: &Location, settings: &Settings) -> Result<Client, String> {
     let mut builder = MicrosoftAzureBuilder::new();
     for (key, value) in variables::<AzureConfigKey>(settings, "AZURE_") {
         builder = builder.with_config(key, value);
@@ -129,9 +157,10 @@ fn azure(location: &Location, settings: &Settings) -> Result<Arc<dyn ObjectStore
     let client = builder
         .with_container_name(&location.bucket)
         .with_client_options(client_options(settings, settings.endpoint.as_deref())?)
+        .with_http_connector(Guarded::default())
         .with_retry(never_again())
         .build();
-    Ok(Arc::new(client.map_err(|error| error.to_string())?))
+    Ok(Client::plain(client.map_err(|error| error.to_string())?))
 }
 
 /// The variables of the environment that the library knows as keys.

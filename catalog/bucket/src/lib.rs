@@ -10,6 +10,7 @@
 //!   repository that is in the bucket, and [`Claim`] says which host writes them.
 //! - [`BlockCache`]: what was read of packs, on a local disk.
 //! - [`Abilities`]: what a store can do, found out by trying.
+//! - `own`: what only S3 is asked: old versions ([`Bucket::at_oldest_versions`]), and what locks an object ([`Held`]).
 //!
 //! Callers block: a private runtime of two threads, which is made with the first bucket, does the waiting.
 
@@ -20,21 +21,28 @@ mod cache;
 mod claim;
 mod connect;
 mod credentials;
+mod guard;
+mod held;
 mod location;
+mod own;
 mod packs;
 mod probe;
+mod rights;
 mod settings;
 mod stream;
 mod trouble;
+mod versions;
 
 pub use bucket::{Bucket, Created, Found};
 pub use cache::BlockCache;
 pub use claim::{Claim, Holder};
+pub use held::Held;
 pub use location::Location;
 pub use packs::{ObjectPacks, Verified};
 pub use probe::Abilities;
 pub use settings::{Encryption, Settings};
 pub use stream::{Stream, StreamId};
+pub use versions::FromVersions;
 
 /// Why something could not be done with a bucket.
 pub type Result<T, E = barmanfs_store::Error> = std::result::Result<T, E>;

@@ -17,6 +17,7 @@ use lru::LruCache;
 use crate::Result;
 use crate::bucket::{Bucket, Found, OBJECT_MAX_BYTES, is_about_ranges};
 use crate::claim::Claim;
+use crate::held::Held;
 use crate::stream::{self, Stream, StreamId};
 
 /// Read from the end of a pack at once: footer and trailer of nearly all of them.
@@ -139,6 +140,20 @@ impl ObjectPacks {
         };
         lock(&self.kinds).put(id, kind);
         each(id, bytes)
+    }
+
+    /// What keeps a pack from being deleted for good; `None` where the store has no words for it.
+    ///
+    /// # Errors
+    /// When the store does not say.
+    pub fn held(&self, id: PackId) -> Result<Option<Held>> {
+        for kind in [Kind::Local, Kind::Streamed] {
+            let held = self.bucket.held(&key(id, kind))?;
+            if held.is_some() {
+                return Ok(held);
+            }
+        }
+        Ok(None)
     }
 
     /// Reads a whole pack.

@@ -7,8 +7,7 @@ use bytes::Bytes;
 
 use crate::Result;
 use crate::bucket::Bucket;
-
-const DIRECTORY: &str = "probe";
+use crate::versions::TRIALS;
 
 /// What was found out about a store.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,6 +15,8 @@ pub struct Abilities {
     place: String,
     /// A key that is taken stays as it is.
     pub keeps_first: bool,
+    /// What is overwritten stays as an old version. It is only found out where a key is overwritten.
+    pub keeps_versions: bool,
     /// What was put is listed at once.
     pub lists_at_once: bool,
     /// Bytes come back as they were put, and parts of them can be read.
@@ -30,14 +31,19 @@ impl Abilities {
     /// # Errors
     /// When the store cannot be reached or refuses to do one of these.
     pub fn probe(bucket: &Bucket) -> Result<Self> {
-        let key = format!("{DIRECTORY}/{}", RecordId::random()?);
+        let key = format!("{TRIALS}/{}", RecordId::random()?);
         let (first, second) = (Bytes::from_static(b"first"), Bytes::from_static(b"second"));
         bucket.create(&key, &first)?;
+        let version = bucket.version(&key)?;
         let was_new = bucket.put(&key, &second)?;
+        let old = match version.filter(|_| was_new) {
+            Some(version) => bucket.get_version(&key, &version)?,
+            None => None,
+        };
         let read = bucket.get(&key)?;
         let end = bucket.get_end(&key, 2)?;
         let mut lists_at_once = false;
-        bucket.list(DIRECTORY, &mut |listed, _| {
+        bucket.list(TRIALS, &mut |listed, _| {
             lists_at_once |= listed == key;
             Ok(())
         })?;
@@ -45,6 +51,7 @@ impl Abilities {
         Ok(Self {
             place: bucket.place().to_owned(),
             keeps_first: !was_new && is_first,
+            keeps_versions: old.is_some_and(|found| found.bytes == first),
             lists_at_once,
             reads_back: read.is_some()
                 && end
@@ -58,9 +65,22 @@ impl Abilities {
     /// # Errors
     /// With what it does not do.
     pub fn require(&self) -> Result<()> {
+        self.require_for(self.keeps_first)
+    }
+
+    /// Refuses a store in which a copy is not safe. Where a bucket keeps versions, a condition may be ignored, as Ceph does: the
+    /// first version of each key is still there.
+    ///
+    /// # Errors
+    /// With what it does not do.
+    pub fn require_for_copies(&self) -> Result<()> {
+        self.require_for(self.keeps_first || self.keeps_versions)
+    }
+
+    fn require_for(&self, is_safe: bool) -> Result<()> {
         let lacks = [
             (
-                self.keeps_first,
+                is_safe,
                 "overwrites a key that must be created once, although it was asked not to",
             ),
             (self.lists_at_once, "does not list what has just been put"),

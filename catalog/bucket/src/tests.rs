@@ -5,6 +5,12 @@
 
 #![allow(clippy::disallowed_methods)]
 
+mod azure;
+mod ceph;
+mod google;
+mod hostile;
+mod http;
+
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -170,7 +176,7 @@ fn lost_requests_and_answers_change_nothing_in_ceph() {
     let Some((location, settings)) = in_ceph() else {
         return;
     };
-    let store = crate::connect::connect(&location, &settings).unwrap();
+    let store = crate::connect::connect(&location, &settings).unwrap().store;
     let bucket = Bucket::on(
         Arc::new(Flaky::new(store, 3)),
         &location.prefix,

@@ -20,7 +20,19 @@ pub(crate) enum Trouble {
     Passing(String),
     /// It will fail again.
     Lasting(String),
+    /// The credentials are good, and lack a right; the text is what the store said.
+    Denied(String),
 }
+
+/// Codes of stores for a right that the credentials lack.
+const DENIALS: &[&str] = &[
+    "AccessDenied",
+    "AuthorizationPermissionMismatch",
+    "AuthorizationFailure",
+];
+
+/// What a store says with a 404 that is its own.
+const MISSING: &[&str] = &["NoSuchKey", "NoSuchVersion", "BlobNotFound", "ResourceNotFound"];
 
 /// Codes of stores, and what to do about them.
 const ADVICE: &[(&[&str], &str)] = &[
@@ -59,11 +71,11 @@ const ADVICE: &[(&[&str], &str)] = &[
     ),
     (
         &[
-            "AccessDenied",
-            "AuthorizationPermissionMismatch",
-            "AuthorizationFailure",
+            "BlobImmutableDueToPolicy",
+            "RetentionPolicyNotMet",
+            "ObjectUnderActiveHold",
         ],
-        "the credentials lack a right: a copy needs to list the bucket, and to get and put objects; to delete them only for --delete",
+        "the store locks this object: it can be deleted when its retention has ended",
     ),
     (
         &["InvalidStorageClass"],
@@ -91,20 +103,24 @@ impl Trouble {
         let whole = whole(error);
         let advice = advice(&whole);
         let is_about_bucket = whole.contains("NoSuchBucket") || whole.contains("ContainerNotFound");
+        let is_denied = DENIALS.iter().any(|sign| whole.contains(sign));
         let said = said(error, &whole);
         match error {
+            // A proxy on the way says 404, too, and that must not count as an object that is not there.
+            StoreError::NotFound { .. } if is_of_another(&whole) && !is_about_bucket => Self::Passing(
+                format!("{said}, and not in the words of an object store: is bucket_endpoint one?"),
+            ),
             StoreError::NotFound { .. } if !is_about_bucket => Self::Missing,
             StoreError::AlreadyExists { .. } | StoreError::Precondition { .. } => Self::Taken,
             _ if advice.is_some() => Self::Lasting(with(said, advice)),
+            _ if is_denied => Self::Denied(said),
             _ => match status(&whole) {
                 Some(501) => Self::Lasting(with(
                     said,
                     Some("the store does not know a part of this request, such as 'only if the key is new'"),
                 )),
-                Some(401 | 403) => Self::Lasting(with(
-                    said,
-                    Some("the store refuses the credentials, or they lack a right"),
-                )),
+                Some(403) => Self::Denied(said),
+                Some(401) => Self::Lasting(with(said, Some("the store refuses the credentials"))),
                 Some(408 | 429) | None if !is_final(error) => Self::Passing(said),
                 Some(500..) => Self::Passing(said),
                 _ => Self::Lasting(said),
@@ -136,6 +152,15 @@ fn whole(error: &StoreError) -> String {
         cause = error.source();
     }
     text
+}
+
+/// Whether a text of the library quotes an answer with 404 that has content, and none that an object store gives.
+fn is_of_another(whole: &str) -> bool {
+    let Some((_, answer)) = whole.rsplit_once("status code: 404") else {
+        return false;
+    };
+    let body = answer.split_once(": ").map_or("", |(_, body)| body.trim());
+    !body.is_empty() && !MISSING.iter().any(|code| body.contains(code))
 }
 
 fn advice(whole: &str) -> Option<&'static str> {
@@ -212,13 +237,34 @@ mod tests {
             ("301 Moved", "PermanentRedirect", "bucket_region"),
             ("403 Forbidden", "SignatureDoesNotMatch", "secret key"),
             ("403 Forbidden", "InvalidAccessKeyId", "access key"),
-            ("403 Forbidden", "AccessDenied", "lack a right"),
+            ("409 Conflict", "BlobImmutableDueToPolicy", "retention"),
             ("501 Not Implemented", "NotImplemented", "only if the key is new"),
         ] {
             let Trouble::Lasting(text) = Trouble::of(&answer(status, code)) else {
                 panic!("{code} is tried again");
             };
             assert!(text.contains(advice) && text.contains(code), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_right_that_is_missing_is_no_wrong_key() {
+        for code in ["AccessDenied", "AuthorizationPermissionMismatch", ""] {
+            let trouble = Trouble::of(&answer("403 Forbidden", code));
+            assert!(matches!(trouble, Trouble::Denied(_)), "{trouble:?}");
+        }
+    }
+
+    #[test]
+    fn a_proxys_404_is_no_missing_object() {
+        let not_found = |body: &str| StoreError::NotFound {
+            path: String::new(),
+            source: format!("Server returned non-2xx status code: 404 Not Found: {body}").into(),
+        };
+        let trouble = Trouble::of(&not_found("<html><title>Not here</title></html>"));
+        assert!(matches!(trouble, Trouble::Passing(_)), "{trouble:?}");
+        for body in ["", "<Code>NoSuchKey</Code>"] {
+            assert_eq!(Trouble::of(&not_found(body)), Trouble::Missing, "{body}");
         }
     }
 
