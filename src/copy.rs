@@ -10,7 +10,8 @@ mod workers;
 use std::sync::Arc;
 use std::time::Duration;
 
-use barmanfs_bucket::{Bucket, Location};
+use barmanfs_bucket::{Bucket, FromVersions, Location};
+use barmanfs_store::PackId;
 use serde::Serialize;
 
 use crate::config::BucketKeys;
@@ -49,6 +50,12 @@ pub(crate) struct Copied {
     pub(crate) extra_bytes: u64,
     /// Those of them that were removed, or would be.
     pub(crate) removed_packs: u64,
+    /// Packs that were not removed because the store locks them.
+    pub(crate) locked: Vec<LockedPack>,
+    /// Whether what was removed stays in the bucket as an old version.
+    pub(crate) keeps_versions: bool,
+    /// What was read of old versions; null if the newest were read.
+    pub(crate) from_versions: Option<OldVersions>,
     /// What could not be copied.
     pub(crate) problems: Vec<CopyProblem>,
 }
@@ -58,6 +65,44 @@ pub(crate) struct Copied {
 pub(crate) struct CopyProblem {
     pub(crate) pack: String,
     pub(crate) reason: String,
+}
+
+/// A pack that the store does not let go.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub(crate) struct LockedPack {
+    pub(crate) pack: String,
+    /// Until when; null if a person has to release it.
+    pub(crate) until: Option<String>,
+}
+
+impl LockedPack {
+    fn new(pack: PackId, until: Option<jiff::Timestamp>) -> Self {
+        Self {
+            pack: pack.to_string(),
+            until: until.map(|until| until.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()),
+        }
+    }
+}
+
+/// What was found among the versions of a bucket.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct OldVersions {
+    /// Objects that had been deleted.
+    pub(crate) deleted: u64,
+    /// Objects that had been overwritten.
+    pub(crate) overwritten: u64,
+    /// Objects that came too late.
+    pub(crate) too_late: u64,
+}
+
+impl From<FromVersions> for OldVersions {
+    fn from(found: FromVersions) -> Self {
+        Self {
+            deleted: found.deleted,
+            overwritten: found.overwritten,
+            too_late: found.too_late,
+        }
+    }
 }
 
 impl CopyProblem {
@@ -74,9 +119,14 @@ pub(crate) fn open(location: &Location, keys: &BucketKeys) -> Result<Arc<Bucket>
     Ok(Arc::new(Bucket::open(location, &keys.settings()?)?))
 }
 
+/// The bucket for the first requests of a copy.
+fn first(bucket: &Bucket) -> Bucket {
+    bucket.within(FIRST_ANSWER_WITHIN.min(bucket.patience()))
+}
+
 /// The settings of the repository that a bucket has, if it has one.
 fn settings_in(bucket: &Bucket) -> Result<Option<Vec<u8>>, Error> {
-    let found = bucket.within(FIRST_ANSWER_WITHIN).get(SETTINGS)?;
+    let found = first(bucket).get(SETTINGS)?;
     Ok(found.map(|found| found.bytes.to_vec()))
 }
 
@@ -87,8 +137,10 @@ fn id_in(settings: &[u8], place: &str) -> Result<String, Error> {
         id: String,
     }
     let named: Named = serde_json::from_slice(settings).map_err(|error| {
-        Error::failed(format!("{place}/{SETTINGS} is damaged: {error}"))
-            .hint("Put it back from the repository or from any other copy of it: it never changes")
+        Error::failed(format!(
+            "{place}/{SETTINGS} is damaged, or what answers there is no object store: {error}"
+        ))
+        .hint("Put it back from the repository or from any other copy of it: it never changes")
     })?;
     Ok(named.id)
 }

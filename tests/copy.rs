@@ -4,7 +4,7 @@
 //! keys.
 
 use crate::common::load::{Load, fill, transact, transactions};
-use crate::common::object_store::place;
+use crate::common::object_store::{gateway, place, reach};
 use crate::common::registry::topic;
 use crate::common::tree::differences;
 use crate::common::{Install, Mount, PgServer, Site};
@@ -17,7 +17,17 @@ topic! {
     once a_repository_in_use_is_copied_and_every_command_works_on_the_copy_of_the_copy,
     once what_is_gone_here_goes_there_only_when_asked_and_never_when_something_is_lost,
     once a_killed_copy_goes_on_where_it_ended,
+    once what_an_attacker_overwrites_and_deletes_comes_back_from_a_locked_bucket,
+    once a_copy_in_azure_comes_back,
     alone what_cannot_be_copied_is_refused,
+}
+
+/// A prefix in the bucket that keeps versions and locks each for a day; `scripts/test.sh` has made it.
+fn locked_place(site: &Site) -> String {
+    reach(site);
+    // The directory of a site is no other's.
+    let own = site.path("").file_name().unwrap().to_string_lossy().into_owned();
+    format!("s3://locked/{own}-{}", std::process::id())
 }
 
 #[track_caller]
@@ -271,4 +281,116 @@ fn what_cannot_be_copied_is_refused() {
     site.barmanfs(&["copy", &other, &url])
         .refused(1)
         .says(&["is not a barmanfs repository"]);
+}
+
+fn what_an_attacker_overwrites_and_deletes_comes_back_from_a_locked_bucket(install: &'static Install) {
+    let Some([endpoint, _, key, secret]) = gateway() else {
+        eprintln!("Without a gateway of Ceph, nothing to test");
+        return;
+    };
+    let (site, server) = Site::with_server(install);
+    fill(&server, 1);
+    site.backup();
+    let url = locked_place(&site);
+    copy_out(&site, &url, &[]);
+    server.query("UPDATE pgbench_accounts SET abalance = random() * 1000");
+    server.query("VACUUM FULL");
+    server.archive_current_segment();
+    site.backup();
+    drop(server);
+    site.ok(&["delete", "main", "oldest"]);
+    site.ok(&["sweep"]);
+    let repository = site.repository().display().to_string();
+    let said = site.ok(&["copy", &repository, &url, "--delete"]);
+    assert!(
+        said.contains("is locked until 20") && said.contains("locked by the bucket"),
+        "{said}"
+    );
+    let report = copy_out(&site, &url, &["--delete"]);
+    assert_eq!(report["removed_packs"], 0, "{report}");
+    let locked = report["locked"].as_array().unwrap().len();
+    assert_eq!(count(&report, "extra_packs"), locked as u64, "{report}");
+
+    // Somebody who has the rights of a sweeper, and a wrong clock is no help.
+    let there = url.strip_prefix("s3://").unwrap();
+    let change = |how: &str, key_of_object: &str| {
+        site.sh(&format!(
+            "curl -sS -f {how} --aws-sigv4 aws:amz:us-east-1:s3 -u '{key}:{secret}' \
+             -H 'x-amz-content-sha256: UNSIGNED-PAYLOAD' '{endpoint}/{there}/{key_of_object}'"
+        ))
+        .ok();
+    };
+    for (n, pack) in site.packs().iter().enumerate() {
+        let name = pack.file_name().unwrap().to_string_lossy().into_owned();
+        let how = ["-X DELETE", "-X PUT --data pay"][n % 2];
+        change(how, &format!("packs/local/{}/{name}", &name[..2]));
+    }
+    change("-X DELETE", "repository.json");
+    let other = Site::new();
+    reach(&other);
+    let back = other.path("back").display().to_string();
+    other
+        .barmanfs(&["copy", &url, &back])
+        .refused(1)
+        .says(&["There is no repository in s3://"]);
+    other
+        .in_days(1, &format!("copy '{url}' '{back}'"))
+        .refused(1)
+        .says(&["the clock of this host is wrong"]);
+
+    let there = Site::new();
+    let config = format!(
+        "[barmanfs]\nrepository = {}\n[main]\n",
+        there.repository().display()
+    );
+    there.write_file("barmanfs.conf", config.as_bytes());
+    reach(&there);
+    let to = there.repository().display().to_string();
+    let report = there.json(&["copy", &url, &to, "--from-versions"]);
+    assert_eq!(report["problems"], serde_json::json!([]), "{report}");
+    let found = &report["from_versions"];
+    assert!(
+        count(found, "deleted") > 0 && count(found, "overwritten") > 0,
+        "{report}"
+    );
+    assert_equal(&site, &there);
+}
+
+/// In Microsoft's emulator, which `scripts/test.sh` starts.
+fn a_copy_in_azure_comes_back(install: &'static Install) {
+    let (Ok(container), Ok(endpoint)) = (
+        std::env::var("BARMANFS_TEST_AZURE"),
+        std::env::var("AZURITE_BLOB_STORAGE_URL"),
+    ) else {
+        eprintln!("Without Azurite, nothing to test");
+        return;
+    };
+    let (site, server) = Site::with_server(install);
+    fill(&server, 1);
+    site.backup();
+    drop(server);
+    let own = site.path("").file_name().unwrap().to_string_lossy().into_owned();
+    let url = format!("az://{container}/{own}-{}", std::process::id());
+    let copy = |site: &Site, from: &str, to: &str| -> Value {
+        let run = site.sh(&format!(
+            "AZURE_STORAGE_USE_EMULATOR=true AZURITE_BLOB_STORAGE_URL={endpoint} '{}' -c '{}' copy '{from}' '{to}' --json",
+            site.program().display(),
+            site.config().display()
+        ));
+        serde_json::from_str(&run.ok().text()).unwrap()
+    };
+    let repository = site.repository().display().to_string();
+    let first = copy(&site, &repository, &url);
+    assert_eq!(first["copied_packs"], first["packs"], "{first}");
+    let again = copy(&site, &repository, &url);
+    assert_eq!(again["present_packs"], first["packs"], "{again}");
+    let there = Site::new();
+    let config = format!(
+        "[barmanfs]\nrepository = {}\n[main]\n",
+        there.repository().display()
+    );
+    there.write_file("barmanfs.conf", config.as_bytes());
+    let back = copy(&there, &url, &there.repository().display().to_string());
+    assert_eq!(back["problems"], serde_json::json!([]), "{back}");
+    assert_equal(&site, &there);
 }

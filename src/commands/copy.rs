@@ -2,9 +2,10 @@
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use barmanfs_bucket::Location;
-use barmanfs_catalog::{RebuildReport, Repository, is_home};
+use barmanfs_catalog::{Monitor, RebuildReport, Repository, is_home};
 use indicatif::HumanBytes;
 
 use super::App;
@@ -16,6 +17,9 @@ use crate::progress::Shown;
 use crate::report::Copy;
 use crate::restore::resolved;
 use crate::{fstab, ownership};
+
+/// Locked packs that are named in a text.
+const LOCKED_SHOWN: usize = 20;
 
 /// One side of a copy.
 enum Side {
@@ -34,6 +38,11 @@ pub(crate) fn run(app: &mut App, args: &CopyArgs) -> Result<Outcome, Error> {
     let (from, to) = (side(&args.from)?, side(&args.to)?);
     let (copied, catalog) = match (&from, &to) {
         (Side::Directory(path), Side::Bucket(location)) => {
+            if args.from_versions {
+                return Err(Error::usage(
+                    "--from-versions is for a copy from an object store: it reads old versions there",
+                ));
+            }
             ownership::refuse_foreign_root(path)?;
             let repository = Repository::open(path)?;
             refuse_mixed(path, location)?;
@@ -49,7 +58,7 @@ pub(crate) fn run(app: &mut App, args: &CopyArgs) -> Result<Outcome, Error> {
             refuse_unmounted(path)?;
             refuse_mixed(path, location)?;
             ownership::refuse_foreign_root(path)?;
-            copy::back::run(&copy::open(location, keys)?, path, options, &mut monitor)?
+            back(app, args, location, path, options, &mut monitor)?
         }
         _ => {
             return Err(Error::usage(
@@ -73,6 +82,26 @@ pub(crate) fn run(app: &mut App, args: &CopyArgs) -> Result<Outcome, Error> {
         show(&mut app.out, &report)?;
     }
     Ok(if is_well { Outcome::Done } else { Outcome::Problems })
+}
+
+/// A copy from a bucket, as it is or as it was written first.
+fn back(
+    app: &App,
+    args: &CopyArgs,
+    location: &Location,
+    path: &Path,
+    options: CopyOptions,
+    monitor: &mut Shown,
+) -> Result<(Copied, Option<RebuildReport>), Error> {
+    let bucket = copy::open(location, &app.config.bucket)?;
+    if !args.from_versions {
+        return copy::back::run(&bucket, path, options, monitor);
+    }
+    monitor.stage("Listing the versions of all objects");
+    let (oldest, found) = bucket.at_oldest_versions(args.before)?;
+    let (mut copied, catalog) = copy::back::run(&Arc::new(oldest), path, options, monitor)?;
+    copied.from_versions = Some(found.into());
+    Ok((copied, catalog))
 }
 
 fn side(text: &OsStr) -> Result<Side, Error> {
@@ -150,6 +179,8 @@ fn show(out: &mut Output, report: &Copy) -> Result<(), Error> {
         copied.present_packs,
         packs(copied.packs)
     ))?;
+    show_versions(out, copied)?;
+    show_locked(out, copied)?;
     show_extra(out, copied, report.dry_run)?;
     if let Some(catalog) = &report.catalog {
         super::rebuild_catalog::show(out, catalog)?;
@@ -157,15 +188,54 @@ fn show(out: &mut Output, report: &Copy) -> Result<(), Error> {
     Ok(())
 }
 
+fn show_versions(out: &mut Output, copied: &Copied) -> Result<(), Error> {
+    let Some(found) = copied.from_versions else {
+        return Ok(());
+    };
+    let objects = |number: u64| output::count(usize::try_from(number).unwrap_or(usize::MAX), "object");
+    out.line(format_args!(
+        "Read the oldest versions: {} had been deleted, {} overwritten; {} came too late and were left out",
+        objects(found.deleted),
+        objects(found.overwritten),
+        objects(found.too_late)
+    ))
+}
+
+fn show_locked(out: &mut Output, copied: &Copied) -> Result<(), Error> {
+    for locked in copied.locked.iter().take(LOCKED_SHOWN) {
+        let until = locked.until.as_deref();
+        let until = until.unwrap_or("its legal hold is released");
+        out.line(format_args!(
+            "Not removed: {} is locked until {until}",
+            locked.pack
+        ))?;
+    }
+    match copied.locked.len() {
+        0 => Ok(()),
+        number => out.line(format_args!(
+            "{} locked by the bucket; a copy with --delete after that time removes what is locked now",
+            match number {
+                1 => "1 pack is".to_owned(),
+                _ => format!("{number} packs are (all with --json)"),
+            }
+        )),
+    }
+}
+
 fn show_extra(out: &mut Output, copied: &Copied, dry_run: bool) -> Result<(), Error> {
     if copied.removed_packs > 0 {
         let verb = if dry_run { "Would remove" } else { "Removed" };
-        return out.line(format_args!(
+        out.line(format_args!(
             "{verb} {} that the repository no longer has",
             packs(copied.removed_packs)
+        ))?;
+    }
+    if copied.keeps_versions {
+        return out.line(format_args!(
+            "The bucket keeps versions: what was removed takes room there until a lifecycle rule ends old versions"
         ));
     }
-    if copied.extra_packs > 0 {
+    if copied.extra_packs > 0 && copied.removed_packs == 0 && copied.locked.is_empty() {
         out.line(format_args!(
             "The bucket has {} ({}) that the repository no longer has; --delete removes them",
             packs(copied.extra_packs),

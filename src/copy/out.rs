@@ -10,7 +10,7 @@ use barmanfs_store::{Error as StoreError, PackId, PackStorage, read_footer};
 use bytes::Bytes;
 
 use super::workers::each_pack;
-use super::{Copied, CopyOptions, CopyProblem, FIRST_ANSWER_WITHIN, SETTINGS, id_in, settings_in};
+use super::{Copied, CopyOptions, CopyProblem, LockedPack, SETTINGS, first, id_in, settings_in};
 use crate::error::Error;
 
 /// A pack is read in pieces of this size.
@@ -44,10 +44,9 @@ pub(crate) fn run(
         .hint("Copy into another prefix of the bucket"));
     }
     if !options.dry_run {
-        let soon = bucket.within(FIRST_ANSWER_WITHIN);
-        let abilities = Abilities::probe(&soon)?;
+        let abilities = Abilities::probe(&first(bucket))?;
         tracing::debug!("{abilities}");
-        abilities.require()?;
+        abilities.require_for_copies()?;
     }
     let from = repository.begin_whole_copy(&format!("copy to {}", bucket.place()))?;
     if !from.is_guarded() {
@@ -241,12 +240,26 @@ impl Out<'_> {
             );
             return Ok(());
         }
-        for id in &extra {
+        self.remove(&extra)
+    }
+
+    /// Where a bucket has versions, deleting a locked pack only hides it, and nobody would ask for it again: so it stays.
+    fn remove(&mut self, extra: &[PackId]) -> Result<(), Error> {
+        let now = jiff::Timestamp::now();
+        for id in extra {
+            let held = self.packs.held(*id)?;
+            if let Some(held) = held.filter(|held| held.is_locked(now)) {
+                let until = held.until.filter(|_| !held.has_legal_hold);
+                self.copied.locked.push(LockedPack::new(*id, until));
+                continue;
+            }
+            self.copied.keeps_versions |= held.is_some_and(|held| held.has_versions);
             if !self.options.dry_run {
                 self.packs.remove(*id)?;
             }
             self.copied.removed_packs += 1;
         }
+        self.copied.locked.sort();
         Ok(())
     }
 }

@@ -4,6 +4,13 @@ use std::fs;
 
 use super::Site;
 
+/// The gateway of Ceph: endpoint, bucket, access key and secret key.
+pub(crate) fn gateway() -> Option<[String; 4]> {
+    let given = std::env::var("BARMANFS_TEST_S3").ok()?;
+    let given: Vec<String> = given.split_whitespace().map(str::to_owned).collect();
+    given.try_into().ok()
+}
+
 /// A place of its own, which `site` reaches with its configuration.
 pub(crate) fn place(site: &Site, name: &str) -> String {
     let Some(bucket) = reach(site) else {
@@ -16,11 +23,7 @@ pub(crate) fn place(site: &Site, name: &str) -> String {
 
 /// Adds to the configuration how to get there. Returns the bucket, if there is one.
 pub(crate) fn reach(site: &Site) -> Option<String> {
-    let given = std::env::var("BARMANFS_TEST_S3").unwrap_or_default();
-    let given: Vec<&str> = given.split_whitespace().collect();
-    let [endpoint, bucket, key, secret] = given[..] else {
-        return None;
-    };
+    let [endpoint, bucket, key, secret] = gateway()?;
     site.make_directory(".aws");
     let credentials = format!("[copies]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n");
     site.write_file(".aws/credentials", credentials.as_bytes());
@@ -30,7 +33,7 @@ pub(crate) fn reach(site: &Site) -> Option<String> {
         let config = config.replacen("[barmanfs]\n", &keys, 1);
         site.write_file("barmanfs.conf", config.as_bytes());
     }
-    Some(bucket.to_owned())
+    Some(bucket)
 }
 
 /// Makes a place the repository of a site, with a cache of its own.
