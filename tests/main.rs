@@ -136,6 +136,7 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("messages", messages::TESTS),
     ("clone_commands", clone_commands::TESTS),
     ("boot", boot::TESTS),
+    ("bucket", bucket::TESTS),
     ("nobody_gets_in", nobody_gets_in::TESTS),
     ("odd_files", odd_files::TESTS),
     ("settings", settings::TESTS),

@@ -22,6 +22,9 @@ const STREAM: &str = "stream";
 /// Who only looks for news waits no longer than this for a store that does not answer.
 const NEWS_WITHIN: Duration = Duration::from_secs(5);
 
+/// How often a process that only reads asks whether this host still writes.
+const ASKED_EVERY: Duration = Duration::from_secs(60);
+
 /// How often streams are listed, in one process: what comes out of order, and new streams, show only there.
 const LISTED_EVERY: Duration = Duration::from_secs(60);
 
@@ -33,7 +36,10 @@ pub(super) struct Store {
     cached: Arc<BlockCache>,
     claim: Arc<Claim>,
     /// For those who only look.
-    soon: ObjectPacks,
+    soon: Arc<Bucket>,
+    soon_packs: ObjectPacks,
+    /// When it was asked whether this host still writes.
+    asked: Mutex<Instant>,
     listed: Mutex<Listed>,
 }
 
@@ -51,8 +57,11 @@ impl Store {
         let packs = ObjectPacks::of_host(Arc::clone(&bucket), stream, Arc::clone(&claim));
         let packs = Arc::new(packs);
         let cached = BlockCache::new(Arc::clone(&packs), &home.join(BLOCKS), cache_max_bytes);
+        let soon = Arc::new(bucket.within(NEWS_WITHIN));
         Self {
-            soon: ObjectPacks::new(Arc::new(bucket.within(NEWS_WITHIN))),
+            soon_packs: ObjectPacks::new(Arc::clone(&soon)),
+            soon,
+            asked: Mutex::new(Instant::now()),
             bucket,
             packs,
             cached: Arc::new(cached),
@@ -86,7 +95,7 @@ impl Store {
         {
             return Ok(streams.clone());
         }
-        let streams = self.soon.streams()?;
+        let streams = self.soon_packs.streams()?;
         lock(&self.listed).streams = Some((Instant::now(), streams.clone()));
         Ok(streams)
     }
@@ -127,13 +136,13 @@ impl Remote for Store {
         for stream in self.streams()? {
             let newest = newest(stream.0)?;
             let is_still = match newest {
-                Some(newest) => self.was_listed(stream) && !self.soon.has_next(newest)?,
+                Some(newest) => self.was_listed(stream) && !self.soon_packs.has_next(newest)?,
                 None => false,
             };
             if is_still {
                 continue;
             }
-            self.soon.newer(stream, newest, &mut |pack, _| each(pack))?;
+            self.soon_packs.newer(stream, newest, &mut |pack, _| each(pack))?;
             lock(&self.listed).packs.insert(stream, Instant::now());
         }
         Ok(())
@@ -152,13 +161,24 @@ impl Remote for Store {
     }
 
     fn writing_elsewhere(&self) -> StoreResult<Option<String>> {
-        Ok(match self.claim.is_ours()? {
+        let soon = self.bucket.within(super::FIRST_ANSWER_WITHIN);
+        Ok(match self.claim.is_still_ours(&soon)? {
             true => None,
-            false => self.claim.holder()?.map(|holder| holder.name),
+            false => self.claim.known().map(|holder| holder.name),
         })
     }
 
     fn seems_to_write(&self) -> bool {
-        self.claim.seems_ours()
+        if !self.claim.seems_ours() {
+            return false;
+        }
+        // A mount lives long.
+        let mut asked = lock(&self.asked);
+        if asked.elapsed() < ASKED_EVERY {
+            return true;
+        }
+        *asked = Instant::now();
+        drop(asked);
+        self.claim.is_still_ours(&self.soon).unwrap_or(true)
     }
 }

@@ -90,21 +90,45 @@ impl Claim {
     /// # Errors
     /// When the bucket cannot be read.
     pub fn holder(&self) -> Result<Option<Holder>> {
+        self.holder_by(&self.bucket)
+    }
+
+    /// Whether this host still writes, asked through `bucket`, which may wait for less long.
+    ///
+    /// # Errors
+    /// When the bucket cannot be read.
+    pub fn is_still_ours(&self, bucket: &Bucket) -> Result<bool> {
+        match self.holder_by(bucket)? {
+            Some(holder) => self.is_us(&holder),
+            None => Ok(false),
+        }
+    }
+
+    /// Who writes, as it was when that was asked last.
+    #[must_use]
+    pub fn known(&self) -> Option<Holder> {
+        lock(&self.seen).as_ref().map(|(_, holder)| holder.clone())
+    }
+
+    fn holder_by(&self, bucket: &Bucket) -> Result<Option<Holder>> {
         let mut seen = lock(&self.seen);
         let before = seen.as_ref().map(|(number, _)| *number);
         if seen.is_none() {
             let mut newest = None;
-            self.bucket.list(DIRECTORY, &mut |key, _| {
+            bucket.list(DIRECTORY, &mut |key, _| {
                 newest = newest.max(number_of(key));
                 Ok(())
             })?;
             if let Some(newest) = newest {
-                *seen = Some((newest, self.read(newest)?.ok_or_else(|| self.vanished(newest))?));
+                *seen = Some((
+                    newest,
+                    read(bucket, newest)?.ok_or_else(|| self.vanished(newest))?,
+                ));
             }
         }
         loop {
             let next = seen.as_ref().map_or(1, |(number, _)| number + 1);
-            match self.read(next)? {
+            match read(bucket, next)? {
                 Some(holder) => *seen = Some((next, holder)),
                 None => break,
             }
@@ -120,10 +144,7 @@ impl Claim {
     /// # Errors
     /// When the bucket cannot be read.
     pub fn is_ours(&self) -> Result<bool> {
-        match self.holder()? {
-            Some(holder) => self.is_us(&holder),
-            None => Ok(false),
-        }
+        self.is_still_ours(&self.bucket)
     }
 
     /// Makes this host the one that writes, if there is none.
@@ -182,17 +203,6 @@ impl Claim {
         self.bucket.put(&key(next), &Bytes::from(text)).map(drop)
     }
 
-    fn read(&self, number: u64) -> Result<Option<Holder>> {
-        let Some(found) = self.bucket.get(&key(number))? else {
-            return Ok(None);
-        };
-        let holder = serde_json::from_slice(&found.bytes);
-        holder.map(Some).map_err(|error| {
-            let what = format!("{}/{}", self.bucket.place(), key(number));
-            Error::damaged(what, error.to_string())
-        })
-    }
-
     fn vanished(&self, number: u64) -> Error {
         Error::Invalid(format!(
             "{}/{} is listed, and is not there",
@@ -220,6 +230,16 @@ fn written(beside: &Path, bytes: &[u8]) -> std::io::Result<PathBuf> {
     let path = beside.with_extension(format!("tmp-{random}"));
     File::create_new(&path).and_then(|mut file| file.write_all(bytes))?;
     Ok(path)
+}
+
+fn read(bucket: &Bucket, number: u64) -> Result<Option<Holder>> {
+    let Some(found) = bucket.get(&key(number))? else {
+        return Ok(None);
+    };
+    let holder = serde_json::from_slice(&found.bytes);
+    holder
+        .map(Some)
+        .map_err(|error| Error::damaged(format!("{}/{}", bucket.place(), key(number)), error.to_string()))
 }
 
 fn key(number: u64) -> String {

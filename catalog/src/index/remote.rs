@@ -70,7 +70,7 @@ pub trait Remote: Debug + Send + Sync {
     /// When the store cannot be asked.
     fn writing_elsewhere(&self) -> StoreResult<Option<String>>;
 
-    /// Whether this host writes, as far as it remembers.
+    /// Whether this host writes, as far as it remembers. The store is asked now and then, and not waited for.
     fn seems_to_write(&self) -> bool;
 }
 

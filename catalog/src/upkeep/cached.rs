@@ -73,8 +73,10 @@ fn make(path: &Path, packs: &RemotePacks, monitor: &mut dyn Monitor) -> Result<(
         refuse_other_content(path)?;
     }
     fs::create_dir_all(path).map_err(|source| Error::io("create", path, source))?;
+    let home = Home::at(path)?;
+    let _acting = home.act()?;
     make_directories(path)?;
-    let locks = FileLocks::of(&Home::at(path)?);
+    let locks = FileLocks::of(&home);
     let making = locks.wait_exclusive(MAKING, "making the cache of the repository")?;
     let made = fill(path, packs, &settings, monitor);
     making.remove();
@@ -115,7 +117,9 @@ fn refuse_other_content(path: &Path) -> Result<()> {
 
 /// The catalog has what another host has deleted and removed. While something writes here, the next one makes it again.
 fn make_again(path: &Path, packs: &RemotePacks, monitor: &mut dyn Monitor) {
-    let again = rebuild(path, Some(packs), WITHOUT_EXAMINATION, monitor).and_then(|_| {
+    let again = Home::at(path).and_then(|home| {
+        let _acting = home.act()?;
+        rebuild(path, Some(packs), WITHOUT_EXAMINATION, monitor)?;
         let marker = path.join(STALE);
         fs::remove_file(&marker).map_err(|source| Error::io("remove", &marker, source))
     });

@@ -547,7 +547,7 @@ mod tests {
         let connection = Connection::open_in_memory().unwrap();
         db::create_tables(&connection).unwrap();
         let mut report = RebuildReport::default();
-        enter_packs(&connection, &storage, &mut report, &mut Silent).unwrap();
+        enter_packs(&connection, &storage, 1, &mut report, &mut Silent).unwrap();
         assert_eq!(report.packs, 3);
         let calls = storage.calls();
         let reads = |call: &Call| matches!(call, Call::Bytes(_) | Call::Read(_));

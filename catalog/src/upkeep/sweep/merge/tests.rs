@@ -189,7 +189,7 @@ fn on_mortal_packs(path: &Path) -> (Arc<TestPacks<LocalPacks>>, Repository) {
     let storage = Arc::new(TestPacks::new(LocalPacks::open(&path.join(PACKS)).unwrap()));
     let home = Home::at(path).unwrap();
     let settings = read_settings(&home).unwrap();
-    let repository = Repository::on(home, settings, storage.clone(), derive).unwrap();
+    let repository = Repository::on(home, settings, storage.clone(), None, derive).unwrap();
     (storage, repository)
 }
 
