@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
+use barmanfs_pg::TimestampMicros;
+use barmanfs_store::{FileMap, Window, Windows};
 use rusqlite::{Connection, Transaction, params};
 use serde_json::json;
 
@@ -79,6 +81,10 @@ pub(crate) fn arrive(repository: &Path, count: u32, each: Duration) -> Result<()
     Ok(())
 }
 
+fn name(segment: i64) -> String {
+    format!("00000001{:08X}{:08X}", segment / 256, segment % 256)
+}
+
 struct Server<'a> {
     db: &'a Transaction<'a>,
     packs: PathBuf,
@@ -127,8 +133,7 @@ impl Server<'_> {
 
     fn segment(&self, number: i64) -> Result<()> {
         let record = self.record(WAL, "{\"version\":1}")?;
-        let time = self.time(number);
-        let name = format!("00000001{:08X}{:08X}", number / 256, number % 256);
+        let (time, name) = (self.time(number), name(number));
         self.db
             .prepare_cached(
                 "INSERT INTO wal (server, name, record, size_bytes, archived_at, new_stored_bytes)
@@ -153,7 +158,33 @@ impl Server<'_> {
         Ok(())
     }
 
+    /// Gives an archived file a record that can be read: one of zeros.
+    fn describe(&self, segment: i64) -> Result<()> {
+        let hole = Window {
+            chunk: None,
+            crc32c: 0,
+        };
+        let map = FileMap {
+            size_bytes: SEGMENT_BYTES.cast_unsigned(),
+            window_bytes: 1 << 20,
+            crc32c: 0,
+            windows: Windows::Inline(vec![hole; 16]),
+        };
+        let payload = json!({
+            "version": 1, "server": self.name, "name": name(segment), "size_bytes": SEGMENT_BYTES,
+            "archived_at": TimestampMicros::from_unix_micros(self.time(segment)), "origin": "wal-archive",
+            "new_stored_bytes": PACK_BYTES, "map": map,
+        });
+        self.db.execute(
+            "UPDATE records SET payload = ?3 WHERE seq = (SELECT record FROM wal WHERE server = ?1 AND name = ?2)",
+            params![self.name, name(segment), payload.to_string().as_bytes()],
+        )?;
+        Ok(())
+    }
+
+    /// One that needs a single segment.
     fn backup(&self, segment: i64) -> Result<()> {
+        self.describe(segment)?;
         let time = self.time(segment);
         let (id, moment): (String, String) = self.db.query_row(
             "SELECT strftime('%Y%m%dT%H%M%S', ?1, 'unixepoch'), strftime('%Y-%m-%dT%H:%M:%SZ', ?1, 'unixepoch')",

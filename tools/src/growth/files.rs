@@ -1,7 +1,7 @@
 //! Backups of many small files: what the thread takes that hands them over, for all of them and for each.
 //!
-//! The second backup has the same files in another order, as a directory of a file system lists them. So nothing is
-//! stored again, and what is left is the work for each file.
+//! The second backup has the same files in another order, as a file system lists them: directory after directory, and the files
+//! of each mixed. So nothing is stored again, and what is left is the work for each file.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -32,7 +32,7 @@ pub(crate) fn measure(sizes: &[u64], figures: &mut Figures) -> Result<()> {
         let path = directory.path().join("repository");
         let repository = Repository::create(&path, CreateOptions::default())?;
         let rows = u32::try_from(*files)?;
-        let (main, _) = back_up(&repository, *files, 1)?;
+        let (main, _) = back_up(&repository, *files, Order::ByNumber)?;
         figures.time(
             "full backup by files, main thread",
             rows,
@@ -40,8 +40,7 @@ pub(crate) fn measure(sizes: &[u64], figures: &mut Figures) -> Result<()> {
             Growing::Linear,
             None,
         );
-        // Coprime to the number of files.
-        let (main, took) = back_up(&repository, *files, 7919)?;
+        let (main, took) = back_up(&repository, *files, Order::Mixed)?;
         figures.time(
             "unchanged backup by files, main thread",
             rows,
@@ -74,13 +73,35 @@ pub(crate) fn measure(sizes: &[u64], figures: &mut Figures) -> Result<()> {
     Ok(())
 }
 
+/// The order of files.
+#[derive(Debug, Clone, Copy)]
+enum Order {
+    ByNumber,
+    Mixed,
+}
+
+impl Order {
+    /// The `nth` of so many files.
+    fn file(self, nth: u64, files: u64) -> u64 {
+        match self {
+            Self::ByNumber => nth,
+            Self::Mixed => {
+                let directories = files.div_ceil(IN_A_DIRECTORY);
+                // Coprime to the numbers of directories and files.
+                let directory = nth / IN_A_DIRECTORY * 7919 % directories;
+                directory * IN_A_DIRECTORY + nth * 389 % IN_A_DIRECTORY
+            }
+        }
+    }
+}
+
 /// What this thread takes of a core, and how long all takes.
-fn back_up(repository: &Repository, files: u64, step: u64) -> Result<(Duration, Duration)> {
+fn back_up(repository: &Repository, files: u64, order: Order) -> Result<(Duration, Duration)> {
     let (began, used) = (Instant::now(), used());
     let run = made::begin(repository)?;
     let mut content = vec![0; FILE_BYTES];
     for nth in 0..files {
-        let file = nth * step % files;
+        let file = order.file(nth, files);
         content
             .iter_mut()
             .zip((file + 1).to_le_bytes())

@@ -1,8 +1,8 @@
 //! `barmanfs-growth`: how long commands take, and looks into a mount, that must not take longer where a repository has grown.
 //!
 //! It makes catalogs of several sizes by inserting rows, and packs that are holes, and runs the program on each. The rows are
-//! those that the program itself would have derived; records of WAL are empty, since nothing here reads them. For sweeps, rebuilds
-//! and backups by files it makes backups with real maps, and packs with real footers.
+//! those that the program itself would have derived; records of WAL are empty, except those of segments that a backup needs: nothing
+//! here reads the others. For sweeps, rebuilds and backups by files it makes backups with real maps, and packs with real footers.
 
 // A program for people at a terminal: printing is its job.
 #![allow(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods)]
