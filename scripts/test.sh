@@ -81,7 +81,7 @@ cargo_test=(cargo test -q --workspace --no-fail-fast)
 # Checks that FORMAT.md is sufficient to read a repository: a reader in Python was written from it. Runs in a subshell,
 # so that only this check fails if its packages cannot be installed.
 check_format_reader() (
-    python=$(python_with python zstandard blake3) &&
+    python=$(python_with python zstandard blake3 cryptography) &&
         "$python" -B tools/test_read_pack.py
 )
 
@@ -136,6 +136,7 @@ have rsync || install_packages rsync       # Barman copies with it
 # A storage that takes snapshots, and a disk with a quota.
 [ "$(id -u)" != 0 ] || have mkfs.btrfs || install_packages btrfs-progs
 have gpg || install_packages gpg gpg-agent # and encrypts with it
+have age || install_packages age             # opens what keys are wrapped in
 have promtool || get_promtool || warn "Without promtool, a test does not look at the names of metrics"
 # WAL is exchanged with it, and its homes are imported.
 if barman=$(python_with barman barman); then

@@ -13,6 +13,7 @@ pub(crate) mod export;
 pub(crate) mod history;
 pub(crate) mod import;
 pub(crate) mod inspect;
+pub(crate) mod keys;
 pub(crate) mod metrics;
 pub(crate) mod mount;
 pub(crate) mod patroni;
@@ -98,6 +99,8 @@ const GROUPS: &[(&str, &[&str])] = &[
             "keep",
             "delete",
             "sweep",
+            "key",
+            "encrypt",
             "quarantine",
             "rebuild-catalog",
             "index-wal",
@@ -363,6 +366,14 @@ pub(crate) enum Command {
     /// Free the space of deleted and failed backups
     #[command(after_help = upkeep::SWEEP_HELP)]
     Sweep(upkeep::SweepArgs),
+
+    /// Make, list and change the keys of an encrypted repository
+    #[command(after_help = keys::KEY_HELP)]
+    Key(keys::KeyArgs),
+
+    /// Seal what is still plain in an encrypted repository
+    #[command(after_help = keys::ENCRYPT_HELP)]
+    Encrypt(JsonOption),
 
     /// Show WAL files that were put aside, accept them or delete them
     #[command(after_help = quarantine::AFTER_HELP)]

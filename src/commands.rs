@@ -19,6 +19,7 @@ pub(crate) mod import;
 pub(crate) mod index_wal;
 pub(crate) mod init;
 pub(crate) mod keep;
+mod key;
 pub(crate) mod list_backups;
 pub(crate) mod list_files;
 pub(crate) mod list_processes;
@@ -108,6 +109,7 @@ pub(crate) fn run(cli: Cli, form: Form) -> Result<Outcome, Error> {
         Command::Diagnose(_) => {
             let config = load(&cli.global);
             if let Ok(config) = &config {
+                crate::keys::use_those_of(config);
                 start_log(&cli.global, config, false, form);
             }
             diagnose::run(&mut out, &cli.global, config.as_ref())
@@ -138,6 +140,7 @@ pub(crate) fn run(cli: Cli, form: Form) -> Result<Outcome, Error> {
 /// Reads the configuration and starts the log.
 fn configured(options: &GlobalOptions, command: &Command, form: Form) -> Result<Config, Error> {
     let config = load(options)?;
+    crate::keys::use_those_of(&config);
     let mention = Mention::by(command);
     // PostgreSQL runs these for every segment, so unchanging facts are not logged each time.
     let repetitive = is_repetitive(command);
@@ -212,6 +215,8 @@ impl App {
             Command::Retention(args) => retention::run(self, &args),
             Command::Keep(args) => keep::run(self, &args),
             Command::Sweep(args) => sweep::run(self, &args),
+            Command::Key(args) => key::run(self, &args),
+            Command::Encrypt(json) => key::encrypt(self, json),
             Command::Copy(args) => copy::run(self, &args),
             Command::Sync(args) => sync::run(self, &args),
             Command::SyncBackup(args) => sync::backup(self, &args),

@@ -18,6 +18,7 @@ mod files;
 mod hooks;
 mod ini;
 mod interpolation;
+mod key_places;
 pub(crate) mod keys;
 mod limits;
 mod model;
@@ -38,6 +39,7 @@ use barmanfs_bucket::Location;
 use barmanfs_catalog::{Action, ServerName};
 pub(crate) use bucket::BucketKeys;
 pub(crate) use hooks::HookScripts;
+pub(crate) use key_places::KeyPlaces;
 pub(crate) use limits::{Age, Limits, unless_zero};
 pub(crate) use model::Model;
 pub(crate) use origin::{Notice, Origin, Problem};
@@ -97,6 +99,8 @@ pub(crate) struct Config {
     pub(crate) is_barmans: bool,
     /// How object stores are reached.
     pub(crate) bucket: BucketKeys,
+    /// What opens the repository, if it is encrypted.
+    pub(crate) keys: KeyPlaces,
     /// How much of the repository `cron` reads back on each day.
     pub(crate) verify_budget: DailyShare,
     /// The servers, in the order of the files. Some may be disabled ([`ServerConfig::errors`]).

@@ -23,6 +23,9 @@ const FIRST_ANSWER_WITHIN: Duration = Duration::from_secs(20);
 /// The key of the settings of a repository.
 const SETTINGS: &str = "repository.json";
 
+/// What the keys of a repository are under.
+const KEYS: &str = "keys";
+
 /// What must not be done.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct CopyOptions {
@@ -128,6 +131,36 @@ fn first(bucket: &Bucket) -> Bucket {
 fn settings_in(bucket: &Bucket) -> Result<Option<Vec<u8>>, Error> {
     let found = first(bucket).get(SETTINGS)?;
     Ok(found.map(|found| found.bytes.to_vec()))
+}
+
+/// The files of a bucket's keys.
+fn keys_in(bucket: &Bucket) -> Result<Vec<(String, Vec<u8>)>, Error> {
+    let mut names = Vec::new();
+    bucket.list(KEYS, &mut |name, _| {
+        names.push(name.to_owned());
+        Ok(())
+    })?;
+    let mut files = Vec::new();
+    for name in names {
+        if let Some(found) = bucket.get(&name)? {
+            files.push((name, found.bytes.to_vec()));
+        }
+    }
+    Ok(files)
+}
+
+/// What a repository.json says of encryption: a copy of a repository before it was encrypted is another one.
+fn key_in(settings: &[u8]) -> Option<String> {
+    #[derive(serde::Deserialize)]
+    struct Encryption {
+        key: String,
+    }
+    #[derive(serde::Deserialize)]
+    struct Encrypted {
+        encryption: Option<Encryption>,
+    }
+    let encrypted: Encrypted = serde_json::from_slice(settings).ok()?;
+    Some(encrypted.encryption?.key)
 }
 
 /// The id in a repository.json.

@@ -28,6 +28,7 @@ mod import;
 mod incoming;
 mod instance;
 mod invocation;
+mod keys;
 mod lineage;
 mod locale;
 mod logging;

@@ -12,7 +12,7 @@ use std::time::Duration;
 use barmanfs_bucket::{Abilities, Bucket, Location};
 use barmanfs_catalog::{
     CreateOptions, Error as CatalogError, Monitor, RebuildReport, RemotePacks, Repository, Silent,
-    new_settings,
+    new_settings, refuse_plain,
 };
 use bytes::Bytes;
 
@@ -117,6 +117,7 @@ impl Place {
         let Some(bucket) = &self.bucket else {
             return Repository::create(&self.home, CreateOptions::default());
         };
+        refuse_plain(&self.home)?;
         let store = bucket.store(&self.home)?;
         let soon = store.bucket().within(FIRST_ANSWER_WITHIN);
         let abilities = Abilities::probe(&soon)?;

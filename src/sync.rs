@@ -14,7 +14,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use barmanfs_catalog::{
-    Monitor, Repository, ServerName, SyncOptions, SyncReport, SyncSource, SyncedBackups, repository_id,
+    Locked, Monitor, Repository, ServerName, SyncOptions, SyncReport, SyncSource, SyncedBackups,
+    repository_id,
 };
 use barmanfs_store::LocalPacks;
 
@@ -72,15 +73,16 @@ impl Primary {
 
     fn source(&self) -> Result<SyncSource<'_>, Error> {
         Ok(match self {
-            Self::Directory { path, id } => SyncSource {
-                id,
-                packs: Arc::new(
-                    LocalPacks::open(&path.join("packs")).map_err(barmanfs_catalog::Error::from)?,
-                ),
-            },
+            Self::Directory { path, id } => {
+                let packs = LocalPacks::open(&path.join("packs")).map_err(barmanfs_catalog::Error::from)?;
+                SyncSource {
+                    id,
+                    packs: Locked::of(path)?.open(Arc::new(packs))?,
+                }
+            }
             Self::Far(packs) => SyncSource {
                 id: &packs.id,
-                packs: Arc::clone(packs) as _,
+                packs: packs.locked.open(Arc::clone(packs) as _)?,
             },
         })
     }

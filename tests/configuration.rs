@@ -361,6 +361,8 @@ fn words_of(command: &str) -> Vec<&str> {
         "cron" => vec![command, "--keep-descriptors"],
         "init" => vec![command, "--server", "main"],
         "config" => vec![command, "check"],
+        "key" => vec![command, "list"],
+        "encrypt" => vec![command],
         "config-update" => vec![command, UPDATE],
         "config-switch" => vec![command, "main", "night"],
         "clone" => vec![command, "list"],

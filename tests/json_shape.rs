@@ -139,8 +139,23 @@ fn every_document_agrees_with_its_schema(install: &'static Install) {
     take(&site, &["sweep"], &mut shape);
     take(&site, &["rebuild-catalog"], &mut shape);
     with_two_histories(&site, &mut shape);
+    take_keys(&site, &mut shape);
     assert_jq_reads_times(&site);
     shape.assert_schemas();
+}
+
+/// A repository that becomes an encrypted one.
+fn take_keys(site: &Site, shape: &mut Documents) {
+    take(site, &["key", "list"], shape);
+    take(site, &["key", "check"], shape);
+    let config = std::fs::read_to_string(site.config()).unwrap();
+    let with_key = format!("[barmanfs]\nkey_file = {}\n", site.key_file().display());
+    let config = config.replacen("[barmanfs]\n", &with_key, 1);
+    site.write_file("barmanfs.conf", config.as_bytes());
+    site.ok(&["key", "init"]);
+    for words in [&["key", "list"][..], &["key", "check"], &["encrypt"]] {
+        take(site, words, shape);
+    }
 }
 
 /// A backup of another tool.

@@ -32,6 +32,7 @@ mod damage;
 mod debian;
 mod delete_and_sweep;
 mod documented;
+mod encryption;
 mod export;
 mod full_disk;
 mod gaps;
@@ -158,6 +159,7 @@ const TOPICS: &[(&str, &[Test])] = &[
     ("quarantine", quarantine::TESTS),
     ("readme", readme::TESTS),
     ("documented", documented::TESTS),
+    ("encryption", encryption::TESTS),
     ("lineage", lineage::TESTS),
     ("history", history::TESTS),
     ("upgrade", upgrade::TESTS),

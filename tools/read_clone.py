@@ -303,6 +303,7 @@ def main():
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("repository", help="the directory of the repository")
+    parser.add_argument("--identity", metavar="FILE", help="a secret key of age, for an encrypted repository")
     parser.add_argument("clone", metavar="SERVER/NAME")
     parser.add_argument("path", metavar="PATH", nargs="?", default="", help="a file or a directory; all when left out")
     parser.add_argument(
@@ -310,6 +311,8 @@ def main():
     )
     arguments = parser.parse_args()
     try:
+        if arguments.identity:
+            read_pack.open_keys(arguments.repository, arguments.identity)
         repository = read_pack.Repository(arguments.repository)
         clone = Clone(repository, Path(arguments.repository) / "live" / arguments.clone)
         number = clone.find(os.fsencode(arguments.path))

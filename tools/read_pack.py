@@ -6,6 +6,7 @@ gets data back on a machine that has no barmanfs. It reads the packs and nothing
 lock. It never writes into the repository.
 
 It needs Python 3.9 or later and two packages from PyPI:  pip install zstandard blake3
+An encrypted repository needs a third one, cryptography, and the program age.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import json
 import os
 import re
 import struct
+import subprocess
 import sys
 import tempfile
 from datetime import datetime, timezone
@@ -41,6 +43,7 @@ examples:
   read_pack.py /backups wal main
   read_pack.py /backups wal main 00000001000000000000000A -o segment
   read_pack.py /backups wal main --left 1         of the first history that was left
+  read_pack.py --identity /root/key.txt /backups list      an encrypted repository, opened by age
 
 A backup is named by its id, or by SERVER/ID where two servers have the same id. Run as root, owners are
 restored too. All ids of chunks are held in memory: about half a GB for each million chunks (100 GB of data).
@@ -53,6 +56,8 @@ exit codes:
 """
 
 FORMAT_VERSION = 1
+SEALED_VERSION = 2
+TAG = 16
 MAX_CHUNK = 4 << 20
 MAX_FOOTER = 32 << 20
 MAX_RECORD = 8 << 20
@@ -62,6 +67,7 @@ INLINE_ROWS = 16
 PIECE_ROWS = 2048
 
 HEADER = struct.Struct("<8sII16s")
+SEALED_HEADER = struct.Struct("<16s32s")
 TRAILER = struct.Struct("<IIII32s8s")
 ROW = struct.Struct("<32sI")
 STORED, ZSTD, DELTA = 0, 1, 2
@@ -225,6 +231,7 @@ class Place(NamedTuple):
     encoding: int
     size: int
     base: Optional[bytes]
+    key: Optional[bytes]  # of the frames of a sealed pack
 
 
 class Record(NamedTuple):
@@ -232,6 +239,53 @@ class Record(NamedTuple):
     kind: int
     payload: bytes
     pack: str
+
+
+class Key:
+    """A key of an encrypted repository: the text that age gives back."""
+
+    def __init__(self, text):
+        fields = dict(line.split(": ", 1) for line in text.splitlines() if ": " in line)
+        require(fields.get("barmanfs repository key") == "1", "What age gave back is no key of a repository")
+        secret = bytes.fromhex(fields["packs"])
+        self.id = derive("barmanfs 2026-11-30 id of a key", secret)[:16]
+        self.data = derive("barmanfs 2026-11-30 data", secret)
+        self.footers = derive("barmanfs 2026-11-30 footers", secret)
+        self.ids = bytes.fromhex(fields["ids"]) if fields["id_hash"] == "blake3-keyed" else None
+
+
+def derive(context, secret):
+    return blake3.blake3(secret, derive_key_context=context).digest()
+
+
+def unseal(key, nonce, sealed, associated, what):
+    from cryptography.exceptions import InvalidTag
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+    try:
+        return AESGCM(key).decrypt(nonce, sealed, associated)
+    except InvalidTag:
+        raise Problem(f"{what} is not what was sealed for this place") from None
+
+
+KEYS = {}  # key id -> Key
+
+
+def open_keys(directory, identity):
+    """The keys of an encrypted repository, each opened by the program age with one of its files."""
+    for folder in sorted((Path(directory) / "keys").glob("*")):
+        for file in sorted(folder.glob("*.age")):
+            opened = subprocess.run(["age", "-d", "-i", identity, file], capture_output=True, text=True)
+            if opened.returncode == 0:
+                key = Key(opened.stdout)
+                require(key.id.hex() == folder.name, f"{file} holds another key than its name says")
+                KEYS[key.id] = key
+                break
+
+
+def id_of(data):
+    key = next((key.ids for key in KEYS.values() if key.ids), None)
+    return (blake3.blake3(data, key=key) if key else blake3.blake3(data)).digest()
 
 
 def read_pack(path):
@@ -251,30 +305,47 @@ def read_pack(path):
         footer = file.read(footer_bytes)
         file.seek(0)
         header = file.read(HEADER.size)
-    require(blake3.blake3(header + footer + trailer[:16]).digest() == checksum, f"{what} is damaged: wrong checksum")
-    require(version <= FORMAT_VERSION, f"{what} has version {version}: a newer barmanfs wrote it")
+        rest = file.read(SEALED_HEADER.size) if version == SEALED_VERSION else b""
+    key = None
+    if version == SEALED_VERSION:
+        require(footer_at >= HEADER.size + SEALED_HEADER.size, f"{what} has no room for its footer")
+        key_id, salt = SEALED_HEADER.unpack(rest)
+        require(key_id in KEYS, f"{what} is sealed under key {key_id.hex()}: open it with --identity FILE")
+        key = KEYS[key_id]
+        end = derive("barmanfs 2026-11-30 end of a pack", key.footers + salt)
+        proper = blake3.blake3(header + rest + footer + trailer[:16], key=end).digest()
+    else:
+        proper = blake3.blake3(header + footer + trailer[:16]).digest()
+    require(proper == checksum, f"{what} is damaged: wrong checksum")
+    require(version <= SEALED_VERSION, f"{what} has version {version}: a newer barmanfs wrote it")
     header_magic, header_version, header_zero, pack_id = HEADER.unpack(header)
     require(header_magic == b"bmfspack", f"{what} does not begin as a pack")
     require(header_version == version != 0 and header_zero == 0, f"{what} has a wrong header")
     require(pack_id.hex() == path.name, f"{what} says that it is pack {pack_id.hex()}")
-    if footer_bytes != raw_bytes:
+    frames = None
+    if key:
+        frames = derive("barmanfs 2026-11-30 frames of a pack", key.data + salt)
+        footer_key = derive("barmanfs 2026-11-30 footer of a pack", key.footers + salt)
+        footer = unseal(footer_key, bytes(12), footer, header + rest + trailer[:16], f"The footer of pack {path.name}")
+    if len(footer) != raw_bytes:
         footer = unpack_zstd(footer, raw_bytes, f"The footer of pack {path.name}")
-    return parse_footer(footer, path, footer_at)
+    return parse_footer(footer, path, HEADER.size + len(rest), footer_at, frames)
 
 
-def parse_footer(footer, path, footer_at):
+def parse_footer(footer, path, offset, footer_at, frames):
     cursor = Cursor(footer, f"The footer of pack {path.name}")
     chunk_count, record_count = cursor.number(4), cursor.number(4)
     require(chunk_count <= MAX_PACK_CHUNKS, f"Pack {path.name} claims {chunk_count} chunks")
-    chunks, offset = [], HEADER.size
+    chunks, added = [], TAG if frames else 0
     for _ in range(chunk_count):
         chunk_id, encoding = cursor.take(32), cursor.number(1)
         stored, size = cursor.number(4), cursor.number(4)
         require(encoding in (STORED, ZSTD, DELTA), f"Pack {path.name} has a chunk of the unknown encoding {encoding}")
-        require(max(stored, size) <= MAX_CHUNK, f"Pack {path.name} claims a chunk of more than 4 MiB")
+        require(stored >= added, f"Pack {path.name} has a frame without a tag")
+        require(max(stored - added, size) <= MAX_CHUNK, f"Pack {path.name} claims a chunk of more than 4 MiB")
         base = cursor.take(32) if encoding == DELTA else None
         require(base != chunk_id, f"Pack {path.name} has a chunk that is its own base")
-        chunks.append((chunk_id, Place(path.name, path, offset, stored, encoding, size, base)))
+        chunks.append((chunk_id, Place(path.name, path, offset, stored, encoding, size, base, frames)))
         offset += stored
     require(offset == footer_at, f"The frames of pack {path.name} do not end where its footer begins")
     records = []
@@ -641,6 +712,10 @@ class Repository:
             file.seek(place.offset)
             frame = file.read(place.stored)
         require(len(frame) == place.stored, f"{what} is cut short")
+        if place.key:
+            place_of = (bytes.fromhex(place.pack), place.offset, chunk_id, place.encoding, place.stored, place.size)
+            where = struct.pack("<16sI32sBII", *place_of)
+            frame = unseal(place.key, struct.pack("<I8x", place.offset), frame, where, what)
         if place.encoding == STORED:
             data = frame
             require(len(data) == place.size, f"{what} has {len(data)} bytes, not {place.size}")
@@ -648,7 +723,7 @@ class Repository:
             data = unpack_zstd(frame, place.size, what)
         else:
             data = decode_delta(frame, place.size, self.chunk(place.base, is_base=True), what)
-        require(blake3.blake3(data).digest() == chunk_id, f"{what} is damaged: wrong BLAKE3")
+        require(id_of(data) == chunk_id, f"{what} is damaged: wrong BLAKE3")
         return data
 
     def crc_of(self, chunk_id, data):
@@ -1032,6 +1107,7 @@ def parse_arguments():
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("repository", help="the directory of the repository")
+    parser.add_argument("--identity", metavar="FILE", help="a secret key of age, for an encrypted repository")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     command = commands.add_parser("list", help="list the backups of all servers")
@@ -1066,6 +1142,8 @@ def parse_arguments():
 def main():
     arguments = parse_arguments()
     try:
+        if arguments.identity:
+            open_keys(arguments.repository, arguments.identity)
         repository = Repository(arguments.repository)
         with as_problem("A record"):
             arguments.run(repository, arguments)

@@ -29,8 +29,15 @@ PROGRAM = Path(os.environ.get("CARGO_TARGET_DIR", HERE.parent / "target")) / "de
 FLIPS = int(os.environ.get("READ_PACK_FLIPS", "150"))
 
 
+def identity_of(repository):
+    """The option with the key of an encrypted repository: all have the same."""
+    is_encrypted = (Path(repository) / "keys").is_dir()
+    return ["--identity", str(next(FROZEN.glob("*/key")))] if is_encrypted else []
+
+
 def run(repository, *arguments, program="read_pack.py"):
-    command = [sys.executable, str(HERE / program), str(repository), *map(str, arguments)]
+    command = [sys.executable, str(HERE / program), *identity_of(repository), str(repository)]
+    command += map(str, arguments)
     return subprocess.run(command, capture_output=True, check=False)
 
 
@@ -341,8 +348,10 @@ class ReadPack(unittest.TestCase):
         return room
 
     def copy(self, frozen):
-        """Only the packs: nothing else is needed."""
+        """Only the packs, and the keys: nothing else is needed."""
         copy = self.scratch / f"copy-{frozen.name}"
+        if (frozen / "key").exists():
+            shutil.copytree(frozen / "repository" / "keys", copy / "keys")
         shutil.copytree(frozen / "repository" / "packs", copy / "packs")
         return copy
 
@@ -663,7 +672,7 @@ class ReadPack(unittest.TestCase):
 
     def test_what_is_newer_is_said_to_be_newer(self):
         directory = self.scratch / "newer"
-        make_pack(directory, 1, records=[(1, 1, BACKUP)], version=2)
+        make_pack(directory, 1, records=[(1, 1, BACKUP)], version=3)
         make_pack(directory, 2, records=[(1, 1, {**BACKUP, "version": 2}), (2, 99, b"\xff of a later release")])
         repository = read_pack.Repository(directory)
         self.assertEqual(repository.backups, {})

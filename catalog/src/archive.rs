@@ -26,7 +26,7 @@ impl Repository {
     /// # Errors
     /// [`CannotCreate`](crate::Error::CannotCreate) when something is there already.
     pub fn create(path: &Path, options: CreateOptions) -> Result<Self> {
-        Self::make(path, options)?;
+        Self::make(path, options, None)?;
         Self::open(path)
     }
 

@@ -2,6 +2,7 @@
 //! processes are at work. Packs and catalog are handled elsewhere.
 
 pub(crate) mod cache_of;
+pub(crate) mod keys;
 pub(crate) mod locks;
 pub(crate) mod owner;
 pub(crate) mod presence;
@@ -17,6 +18,7 @@ use barmanfs_store::{LocalPacks, PackStorage};
 use rustix::fs::{Access, AtFlags, CWD};
 
 use crate::error::{Error, Result};
+use keys::KEYS;
 use locks::LOCKS;
 use owner::{AsOwner, Owner};
 use settings::SETTINGS;
@@ -147,6 +149,7 @@ pub(crate) fn check_vacant(path: &Path) -> Result<()> {
         let ours = name == PACKS
             || name == RESERVE
             || name == CONFIG
+            || name == KEYS
             || name.starts_with(CATALOG)
             || DIRECTORIES.contains(&name.as_ref());
         if !ours {

@@ -52,6 +52,7 @@ pub use archive::wal::{
     scan_segment,
 };
 pub use error::{Error, Result};
+pub use home::keys::{Encryption, FirstKey, KeyFile, KeySource, NewRecipient, key_files, refuse_plain, use_keys_of};
 pub use home::owner::{AsOwner, Owner};
 pub use home::settings::{Compression, CreateOptions, Settings, new_settings, repository_id};
 pub use index::remote::{Remote, RemotePacks, StreamPrefix};
@@ -70,6 +71,7 @@ pub use upkeep::cron::{
     AuditMemory, CronLock, CronTask, RepositoryMemory, RestoreRates, ServerMemory, TaskMemory,
 };
 pub use upkeep::growth::Growth;
+pub use upkeep::keys::{CheckedKey, EncryptReport, Locked};
 pub use upkeep::processes::{Task, WorkingProcess};
 pub use upkeep::rebuild::{BackupsOf, RebuildReport};
 pub use upkeep::stats::{BackupStats, PackTotals, ServerStats, Sizes, Stats};

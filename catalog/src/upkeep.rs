@@ -5,6 +5,7 @@ pub(crate) mod cached;
 pub(crate) mod copy;
 pub(crate) mod cron;
 pub(crate) mod growth;
+pub(crate) mod keys;
 pub(crate) mod processes;
 pub(crate) mod rebuild;
 pub(crate) mod stats;

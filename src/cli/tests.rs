@@ -153,6 +153,8 @@ fn the_help_is_grouped() {
       keep                Keep a backup whatever the policy says
       delete              Delete backups; 'sweep' then frees the space nothing else uses
       sweep               Free the space of deleted and failed backups
+      key                 Make, list and change the keys of an encrypted repository
+      encrypt             Seal what is still plain in an encrypted repository
       quarantine          Show WAL files that were put aside, accept them or delete them
       rebuild-catalog     Rebuild catalog.sqlite from the packs
       index-wal           Read archived WAL again that an earlier release could not read

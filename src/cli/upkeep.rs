@@ -3,12 +3,14 @@
 use std::path::PathBuf;
 
 use barmanfs_catalog::ServerName;
+use barmanfs_store::IdHash;
 use clap::Args;
 
 use barmanfs_catalog::CronTask;
 
 use super::JsonOption;
 use super::backup::max_rate;
+use super::keys::RecipientArgs;
 
 /// Ends `barmanfs init --help`.
 pub(super) const INIT_HELP: &str = "\
@@ -16,7 +18,8 @@ Run it as the user PostgreSQL runs as. Without DIR it is the repository of the c
 
 Examples:
   barmanfs init
-  barmanfs init /srv/backups --server main --server reports";
+  barmanfs init /srv/backups --server main --server reports
+  barmanfs init --encrypt --recipient age1...";
 
 /// Ends `barmanfs delete --help`.
 pub(super) const DELETE_HELP: &str = "\
@@ -96,6 +99,23 @@ pub(crate) struct InitArgs {
     /// Say what this server needs
     #[arg(long = "server", value_name = "NAME")]
     pub(crate) servers: Vec<ServerName>,
+    /// Make it encrypted, for these recipients or the ones that belong to the key of the configuration
+    #[arg(long)]
+    pub(crate) encrypt: bool,
+    #[command(flatten)]
+    pub(crate) recipients: RecipientArgs,
+    /// How chunks are named: blake3 for a passive node of a repository that is plain, or was once
+    #[arg(long, value_name = "HASH", value_parser = id_hash, requires = "encrypt")]
+    pub(crate) id_hash: Option<IdHash>,
+    /// Name chunks as the encrypted repository in this directory does, for a passive node of it
+    #[arg(long, value_name = "DIR", requires = "encrypt", conflicts_with = "id_hash")]
+    pub(crate) keys_of: Option<PathBuf>,
+}
+
+fn id_hash(text: &str) -> Result<IdHash, String> {
+    let all = [IdHash::Blake3Keyed, IdHash::Blake3];
+    let found = all.into_iter().find(|hash| hash.name() == text);
+    found.ok_or_else(|| "must be blake3-keyed or blake3".to_owned())
 }
 
 /// `delete`

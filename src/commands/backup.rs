@@ -219,7 +219,7 @@ pub(super) fn open_or_create(app: &App) -> Result<Repository, Error> {
             if app.options.quiet {
                 return Err(error.into());
             }
-            let repository = init::create(&app.place, &mut |abilities| tracing::debug!("{abilities}"))?;
+            let repository = init::create(&app.place, None, &mut |abilities| tracing::debug!("{abilities}"))?;
             // Not a line of the log, which may be hidden.
             let _unheard = progress::write_stderr(init::is_new(&app.place).as_bytes());
             Ok(repository)

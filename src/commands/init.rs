@@ -5,9 +5,13 @@
 use std::path::{Path, PathBuf};
 
 use barmanfs_bucket::Location;
-use barmanfs_catalog::{Error as CatalogError, Repository, ServerName};
+use barmanfs_catalog::{
+    CreateOptions, Error as CatalogError, FirstKey, NewRecipient, Repository, ServerName,
+};
+use barmanfs_store::IdHash;
 use nix::unistd::Uid;
 
+use super::key;
 use crate::cli::GlobalOptions;
 use crate::cli::upkeep::InitArgs;
 use crate::config::{Config, ConfigError};
@@ -31,21 +35,23 @@ pub(crate) fn run(out: &mut Output, options: &GlobalOptions, args: &InitArgs) ->
         Err(ConfigError::Read { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => None,
         Err(error) => return Err(error.into()),
     };
+    if let Some(config) = &config {
+        crate::keys::use_those_of(config);
+    }
     let place = place(args, config.as_ref())?;
     if args.take_over {
         return take_over(out, &place);
     }
     match place.open() {
-        Err(CatalogError::NoRepository { .. }) => {
-            let mut abilities = None;
-            create(&place, &mut |said| abilities = Some(said))?;
-            out.line(format_args!("Created the repository {}", place.shown()))?;
-            if let Some(abilities) = abilities {
-                out.line(abilities)?;
-            }
-        }
+        Err(CatalogError::NoRepository { .. }) => make(out, &place, args, config.as_ref())?,
         other => {
-            other?;
+            let made = other?;
+            if args.encrypt && made.settings().encryption.is_none() {
+                return Err(
+                    Error::failed(format!("{} is a plain repository already", place.shown()))
+                        .hint("'barmanfs key init' and 'barmanfs encrypt' make it an encrypted one"),
+                );
+            }
             out.line(format_args!("{} is a repository already", place.shown()))?;
         }
     }
@@ -63,6 +69,21 @@ pub(crate) fn run(out: &mut Output, options: &GlobalOptions, args: &InitArgs) ->
         out.line(text)?;
     }
     Ok(Outcome::Done)
+}
+
+/// Makes the repository that the command line asks for, and says what the object store can do if it is in one.
+fn make(out: &mut Output, place: &Place, args: &InitArgs, config: Option<&Config>) -> Result<(), Error> {
+    let mut abilities = None;
+    if args.encrypt {
+        place.refuse_remote("Encryption")?;
+        let wanted = key::recipients_or_own(&args.recipients, config)?;
+        create(place, Some((&first_key(args), &wanted)), &mut |_| ())?;
+    } else {
+        create(place, None, &mut |said| abilities = Some(said))?;
+    }
+    out.line(format_args!("Created the repository {}", place.shown()))?;
+    abilities.map_or(Ok(()), |abilities| out.line(abilities))?;
+    Ok(())
 }
 
 /// The place that the command line names, or the configuration.
@@ -114,9 +135,20 @@ fn refuse_in_data_directory(path: &Path) -> Result<(), Error> {
     }
 }
 
+fn first_key(args: &InitArgs) -> FirstKey {
+    match &args.keys_of {
+        Some(other) => FirstKey::LikeThatOf(other.clone()),
+        None => FirstKey::New(args.id_hash.unwrap_or(IdHash::Blake3Keyed)),
+    }
+}
+
 /// Creates a repository. Refuses the directory of a disk that is not mounted, and a user whose files the archiving user
 /// could not write. `said` gets what an object store can do.
-pub(super) fn create(place: &Place, said: &mut dyn FnMut(String)) -> Result<Repository, Error> {
+pub(super) fn create(
+    place: &Place,
+    encryption: Option<(&FirstKey, &[NewRecipient])>,
+    said: &mut dyn FnMut(String),
+) -> Result<Repository, Error> {
     let path = place.home();
     if let Some(mount_point) = fstab::missing_mount(path) {
         return Err(Error::failed(format!(
@@ -130,7 +162,13 @@ pub(super) fn create(place: &Place, said: &mut dyn FnMut(String)) -> Result<Repo
     }
     ownership::refuse_foreign_root(path)?;
     refuse_in_data_directory(path)?;
-    match place.create(said) {
+    let made = match encryption {
+        None => place.create(said),
+        Some((first, recipients)) => {
+            Repository::create_encrypted(path, CreateOptions::default(), first, recipients)
+        }
+    };
+    match made {
         Ok(repository) => {
             tracing::info!("Created the repository {}", place.shown());
             Ok(repository)

@@ -52,6 +52,9 @@ const GLOBAL: &[&str] = &[
     "barman_user",
     "recovery_target_action",
     "verify_budget",
+    "key_file",
+    "key_command",
+    "passphrase_file",
     "configuration_files_directory",
     "bucket_endpoint",
     "bucket_region",
@@ -203,7 +206,7 @@ const NO_EFFECT: &[(&str, &[&str])] = &[
     ),
     ("nothing is staged: every backup is a full one", STAGING),
     (
-        "there is no encryption, and nothing to decrypt",
+        "the whole repository is encrypted, or nothing: see 'barmanfs key --help'",
         &["encryption_key_id", "encryption_passphrase_command"],
     ),
     ("WarehousePG is not supported", &["warehousepg_dbid"]),
@@ -220,6 +223,7 @@ const SECRET: &[&str] = &[
     "azure_credential",
     "notify_command",
     "bucket_proxy",
+    "key_command",
 ];
 
 /// Connection strings.

@@ -11,6 +11,7 @@ use barmanfs_catalog::ServerName;
 use super::bucket;
 use super::files::{Files, GLOBAL_SECTION, Line, Merged};
 use super::interpolation::Interpolation;
+use super::key_places;
 use super::keys::{self, Known};
 use super::origin::{Notice, Origin, Problem};
 use super::secrets::without_patterns;
@@ -60,6 +61,7 @@ impl<'a> Reader<'a> {
             recovery_target_action: None,
             is_barmans: false,
             bucket: BucketKeys::default(),
+            keys: key_places::KeyPlaces::default(),
             verify_budget: DailyShare::default(),
             servers: Vec::new(),
             models: Vec::new(),
@@ -119,7 +121,9 @@ impl<'a> Reader<'a> {
         let value = match Interpolation::of(&self.files.global, &self.files.global).value(line) {
             Ok(value) => value,
             // Of these, only the repository cannot be left out.
-            Err(message) if key == "repository" => return Err(self.at(line, &message)),
+            Err(message) if key == "repository" || key_places::is_one(key) => {
+                return Err(self.at(line, &message));
+            }
             Err(message) => return Ok(self.ignored(line, &message)),
         };
         let Some(value) = given(&value) else {
@@ -132,7 +136,10 @@ impl<'a> Reader<'a> {
             (Known::Global, _) => match self.set_global(config, key, &value) {
                 Ok(()) => Ok(Effect::Obeyed),
                 // The default of these would be less safe than what somebody meant, or somewhere else.
-                Err(message) if matches!(key, "repository" | "cache" | "recovery_target_action") => {
+                Err(message)
+                    if matches!(key, "repository" | "cache" | "recovery_target_action")
+                        || key_places::is_one(key) =>
+                {
                     Err(self.at(line, &message))
                 }
                 Err(message) => Ok(self.ignored(line, &message)),
@@ -453,6 +460,7 @@ fn set_global(config: &mut Config, key: &str, value: &str) -> Result<(), String>
         "recovery_target_action" => config.recovery_target_action = Some(recovery_target_action(value)?),
         "log_level" => config.log_level = Some(log_level(value)?),
         "verify_budget" => config.verify_budget = daily_share(value)?,
+        key if key_places::is_one(key) => config.keys.set(key, value)?,
         key if bucket::is_one(key) => config.bucket.set(key, value)?,
         // The include directory was read before.
         _ => {}

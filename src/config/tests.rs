@@ -310,7 +310,7 @@ fn a_wrong_value_disables_the_server_it_belongs_to() {
     /c/b.conf:10: 'archiver' is 'perhaps': allowed are on, off and auto: server c is disabled
     /c/b.conf:11: 'active' is 'maybe': allowed are on and off: server c is disabled
     /c/b.conf:17: 'conninfo' is no connection string: Missing "=" after a word in the connection string. Write key=value pairs separated by blanks, and values with blanks in single quotes: server d is disabled
-    /c/b.conf:20: 'encryption' is 'gpg', and barmanfs does not encrypt: nothing of this server is stored. Put the repository on an encrypted file system, and set 'encryption = none': server e is disabled
+    /c/b.conf:20: 'encryption' is 'gpg', and barmanfs encrypts no single server: nothing of this one is stored. Encrypt the whole repository with 'barmanfs key init', and set 'encryption = none': server e is disabled
     /c/b.conf:21: 'primary_kind' is 'tape': allowed are barmanfs and barman: server e is disabled
     /c/b.conf:22: 'backup_method' is 'local-to-cloud', which is not supported: allowed are postgres, files and snapshot: server e is disabled
     /c/b.conf:23: 'wals_directory' is in cloud storage, which is not supported: remove it, and set 'repository': server e is disabled

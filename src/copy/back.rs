@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex};
 use barmanfs_bucket::{Bucket, ObjectPacks, Verified};
 use barmanfs_catalog::{CopyInto, KnownPack, Monitor, RebuildReport};
 use barmanfs_store::sync::lock;
-use barmanfs_store::{Error as StoreError, LocalPacks, PackId, PackStorage, read_footer};
+use barmanfs_store::{Error as StoreError, PackId, PackStorage, read_footer};
 
 use super::workers::each_pack;
-use super::{Copied, CopyOptions, CopyProblem, SETTINGS, id_in, settings_in};
+use super::{Copied, CopyOptions, CopyProblem, SETTINGS, id_in, keys_in, settings_in};
 use crate::error::Error;
 
 /// What came back, and what the catalog says of it. Nothing was rebuilt with `dry_run`.
@@ -44,7 +44,7 @@ pub(crate) fn run(
         (copied.copied_packs, copied.copied_bytes) = (copied.packs, copied.bytes);
         return Ok((copied, None));
     }
-    let into = CopyInto::begin(directory, &settings, bucket.place())?;
+    let into = CopyInto::begin(directory, &settings, &keys_in(bucket)?, bucket.place())?;
     let (present, missing): (Vec<_>, Vec<_>) = there
         .into_iter()
         .partition(|pack| matches!(into.packs().bytes(pack.id), Ok(bytes) if bytes == pack.bytes));
@@ -53,7 +53,7 @@ pub(crate) fn run(
     let problems = Mutex::new(Vec::new());
     let done = Mutex::new((0, 0));
     each_pack(&missing, monitor, |pack| {
-        match fetch(&packs, into.packs(), pack.id) {
+        match fetch(&packs, into.packs().as_ref(), pack.id) {
             Ok(()) => {
                 let mut done = lock(&done);
                 *done = (done.0 + 1, done.1 + pack.bytes);
@@ -74,7 +74,7 @@ pub(crate) fn run(
 }
 
 /// Takes one pack, if it is what was put into the bucket and a pack.
-fn fetch(from: &ObjectPacks, into: &LocalPacks, id: PackId) -> barmanfs_store::Result<()> {
+fn fetch(from: &ObjectPacks, into: &dyn PackStorage, id: PackId) -> barmanfs_store::Result<()> {
     let Verified(bytes) = from.whole(id)?;
     let mut upload = into.begin_copy(id)?;
     upload.write(&bytes)?;

@@ -10,7 +10,7 @@ use barmanfs_store::{Error as StoreError, PackId, PackStorage, read_footer};
 use bytes::Bytes;
 
 use super::workers::each_pack;
-use super::{Copied, CopyOptions, CopyProblem, LockedPack, SETTINGS, first, id_in, settings_in};
+use super::{Copied, CopyOptions, CopyProblem, LockedPack, SETTINGS, first, id_in, key_in, settings_in};
 use crate::error::Error;
 
 /// A pack is read in pieces of this size.
@@ -35,7 +35,12 @@ pub(crate) fn run(
     monitor: &mut dyn Monitor,
 ) -> Result<Copied, Error> {
     let id = repository.settings().id.clone();
-    let claimed = refuse_other(bucket, &id)?;
+    let key = repository
+        .settings()
+        .encryption
+        .as_ref()
+        .map(|encryption| encryption.key.to_string());
+    let claimed = refuse_other(bucket, &id, key.as_deref())?;
     if Claim::is_made(bucket)? {
         return Err(Error::failed(format!(
             "{} is a repository of its own: a host writes into it, and a copy would mix the two",
@@ -56,7 +61,10 @@ pub(crate) fn run(
         );
     }
     if !options.dry_run && !claimed {
-        claim(&from, bucket, &id)?;
+        claim(&from, bucket, &id, key.as_deref())?;
+    }
+    if !options.dry_run {
+        put_keys(&from, bucket)?;
     }
     let problems = from.unread.iter();
     let problems = problems.map(|unread| CopyProblem::new(&unread.pack, &unread.reason));
@@ -81,11 +89,18 @@ pub(crate) fn run(
 }
 
 /// A bucket has one repository under a prefix. Returns whether it has this one.
-fn refuse_other(bucket: &Bucket, id: &str) -> Result<bool, Error> {
+fn refuse_other(bucket: &Bucket, id: &str, key: Option<&str>) -> Result<bool, Error> {
     let Some(there) = settings_in(bucket)? else {
         return Ok(false);
     };
     let other = id_in(&there, bucket.place())?;
+    if other == id && key_in(&there).as_deref() != key {
+        return Err(Error::failed(format!(
+            "{} has this repository as it was before it was encrypted, with packs that everybody can read",
+            bucket.place()
+        ))
+        .hint("Copy into another prefix of the bucket, and remove the old one when that is done"));
+    }
     match other == id {
         true => Ok(true),
         false => Err(Error::failed(format!(
@@ -97,11 +112,22 @@ fn refuse_other(bucket: &Bucket, id: &str) -> Result<bool, Error> {
 }
 
 /// Makes the bucket's prefix that of this repository. Of two that claim it at once, one is refused.
-fn claim(from: &CopyFrom, bucket: &Bucket, id: &str) -> Result<(), Error> {
+fn claim(from: &CopyFrom, bucket: &Bucket, id: &str, key: Option<&str>) -> Result<(), Error> {
     match bucket.create(SETTINGS, &Bytes::from(from.settings()?)) {
-        Err(StoreError::Invalid(_)) => refuse_other(bucket, id).map(|_| ()),
+        Err(StoreError::Invalid(_)) => refuse_other(bucket, id, key).map(|_| ()),
         created => created.map(|_| ()).map_err(Error::from),
     }
+}
+
+/// Puts the wrapped keys into the bucket before the packs, which nobody could read without them. What a recipient that was
+/// removed here has there stays.
+fn put_keys(from: &CopyFrom, bucket: &Bucket) -> Result<(), Error> {
+    for (name, bytes) in from.key_files()? {
+        if bucket.size(&name)?.is_none() {
+            bucket.create(&name, &Bytes::from(bytes))?;
+        }
+    }
+    Ok(())
 }
 
 impl Out<'_> {

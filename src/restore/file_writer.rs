@@ -245,7 +245,8 @@ impl FileTask {
         let Some(found) = self.present(open, at, length as usize, buffer)? else {
             return Ok(false);
         };
-        Ok(crc32c::crc32c(found) == window.crc32c && window.chunk == Some(ChunkId::of(found)))
+        Ok(crc32c::crc32c(found) == window.crc32c
+            && window.chunk == Some(open.body.chunk_hash().id_of(found)))
     }
 
     /// The bytes that are there; `None` if they cannot be read: a disk that has lost them takes new ones.

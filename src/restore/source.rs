@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use barmanfs_fs::entry::Body;
 use barmanfs_store::tree::FileReader;
-use barmanfs_store::{ChunkId, FileMap, TreeReader, Window};
+use barmanfs_store::{ChunkHash, ChunkId, FileMap, TreeReader, Window};
 
 use super::agent::far::{FarFile, FarTree};
 use crate::error::Error;
@@ -50,6 +50,14 @@ pub(super) struct Wanted {
 pub(super) type EachContent<'a> = dyn FnMut(&Wanted, &[u8]) -> Result<(), Error> + 'a;
 
 impl FileContent {
+    /// How its chunks are named.
+    pub(super) fn chunk_hash(&self) -> ChunkHash {
+        match self {
+            Self::Own(_, trees) => trees.chunks().chunk_hash().clone(),
+            Self::Far(file) => file.chunk_hash(),
+        }
+    }
+
     /// Its size in bytes.
     pub(super) fn size_bytes(&self) -> u64 {
         match self {

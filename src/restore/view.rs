@@ -77,6 +77,14 @@ impl ViewTree {
         self.stat.uid
     }
 
+    /// The key of chunk ids, if they have one.
+    pub(crate) fn chunk_key(&self) -> Option<&barmanfs_store::Secret> {
+        match &self.source {
+            TreeSource::Own(trees) => trees.chunks().chunk_hash().key(),
+            TreeSource::Far(_) => None,
+        }
+    }
+
     /// The content of a small file of the tree; `None` if there is none, or it is larger.
     ///
     /// # Errors

@@ -11,9 +11,10 @@ use std::sync::{Arc, Mutex, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use barmanfs_catalog::Locked;
 use barmanfs_store::sync::lock;
 use barmanfs_store::threads;
-use barmanfs_store::{Error as StoreError, Listed, PackId, PackStorage, PackUpload, Part, PartMark};
+use barmanfs_store::{Error as StoreError, Keys, Listed, PackId, PackStorage, PackUpload, Part, PartMark};
 
 use super::wire::{Answer, PROTOCOL, READ_BYTES_MAX, Request, SpoolEntry};
 use crate::error::Error;
@@ -37,6 +38,8 @@ pub(super) struct FarPacks {
     link: Arc<Mutex<Link>>,
     /// The id of its repository.
     pub(super) id: String,
+    /// What opens its packs.
+    pub(super) locked: Locked,
 }
 
 /// What is read: a pack, where, and how much.
@@ -91,17 +94,18 @@ impl FarPacks {
             protocol: PROTOCOL,
             server: server.to_owned(),
         });
-        let id = match hello.map_err(|error| error.context("The primary"))? {
+        let (id, locked) = match hello.map_err(|error| error.context("The primary"))? {
             Answer::Hello {
                 protocol: PROTOCOL,
                 repository,
-            } => repository,
+                locked,
+            } => (repository, locked),
             _ => return Err(wire::garbled("no greeting")),
         };
         let link = Arc::new(Mutex::new(link));
         let shown = Arc::downgrade(&link);
         threads::start("sync-beat", move || beat(&shown))?;
-        Ok(Self { link, id })
+        Ok(Self { link, id, locked })
     }
 
     /// What the primary's receiver has and its archive does not.
@@ -313,6 +317,10 @@ fn lost(pack: PackId, got: Got) -> StoreError {
 }
 
 impl PackStorage for FarPacks {
+    fn keys(&self) -> &Keys {
+        Keys::none()
+    }
+
     fn begin(&self) -> Result<Box<dyn PackUpload>, StoreError> {
         Err(only_read())
     }

@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::SystemTime;
 
-use barmanfs_catalog::{ServerName, repository_id};
+use barmanfs_catalog::{Locked, ServerName, repository_id};
 use barmanfs_store::{Error as StoreError, Listed, LocalPacks, PackId, PackStorage, Part, PartMark};
 use rustix::event::PollFlags;
 
@@ -35,6 +35,7 @@ pub(crate) fn run(repository: &Path, server: &str) -> Result<(), Error> {
 struct Server<'a> {
     path: &'a Path,
     id: String,
+    locked: Locked,
     name: ServerName,
     packs: LocalPacks,
 }
@@ -60,6 +61,7 @@ impl<'a> Server<'a> {
         Ok(Self {
             path,
             id: repository_id(path)?,
+            locked: Locked::of(path)?,
             name: server.parse()?,
             packs,
         })
@@ -103,6 +105,7 @@ impl<'a> Server<'a> {
                 &Answer::Hello {
                     protocol: PROTOCOL,
                     repository: self.id.clone(),
+                    locked: self.locked.clone(),
                 },
             ),
             Request::Marks => message(to, &Answer::Marks(self.marks()?)),

@@ -1,10 +1,11 @@
 //! What a passive node asks of the other host for, over the frames of an agent ([`crate::restore::agent::wire`]).
 
+use barmanfs_catalog::Locked;
 use barmanfs_store::{PackId, PartMark};
 use serde::{Deserialize, Serialize};
 
 /// Both sides must have the same.
-pub(super) const PROTOCOL: u32 = 1;
+pub(super) const PROTOCOL: u32 = 2;
 
 /// Bytes of the end of a pack that come with its size: most footers are smaller.
 pub(super) const TAIL_BYTES: u64 = 128 << 10;
@@ -47,6 +48,8 @@ pub(super) enum Answer {
     Hello {
         protocol: u32,
         repository: String,
+        /// What opens its packs, for who has the key.
+        locked: Locked,
     },
     Marks(Vec<PartMark>),
     /// There is no such pack or file.

@@ -24,6 +24,23 @@ thread_local! {
     static BY_FILES: Cell<bool> = Cell::new(std::env::var("BARMANFS_TEST_METHOD").is_ok_and(|method| method == "files"));
 }
 
+/// A key of nothing but tests, and its recipient.
+pub(crate) const TEST_KEY: &str =
+    "AGE-SECRET-KEY-1JVAKRC3AE92THY6K6H2J8R4U5TR0EHT2TXYKVPDQ3WG2ETVWQWKQYG9ZNZ";
+pub(crate) const TEST_RECIPIENT: &str = "age1nnjuhyec9p245gp4hpr9ula770qv0k62kdm3vwg88ywnw0wk750s3pczy3";
+
+thread_local! {
+    /// Whether repositories of this test are encrypted. For all tests: `BARMANFS_TEST_ENCRYPTED=yes`.
+    static ENCRYPTED: Cell<bool> = Cell::new(std::env::var_os("BARMANFS_TEST_ENCRYPTED").is_some());
+}
+
+/// Runs a test whose repositories are encrypted.
+pub(crate) fn encrypted(test: impl FnOnce()) {
+    let before = ENCRYPTED.replace(true);
+    test();
+    ENCRYPTED.set(before);
+}
+
 /// Runs a test with `backup_method = files`.
 pub(crate) fn by_files(test: impl FnOnce()) {
     let before = BY_FILES.replace(true);
@@ -71,8 +88,32 @@ impl Site {
     /// Creates the repository if there is none: without a terminal, no other command does.
     pub(crate) fn init(&self) {
         if !self.repository().join("repository.json").exists() {
-            self.ok(&["-q", "init"]);
+            match ENCRYPTED.get() {
+                false => self.ok(&["-q", "init"]),
+                true => self.ok(&["-q", "init", "--encrypt"]),
+            };
         }
+    }
+
+    /// The key of encrypted repositories in tests, as `age-keygen` writes it.
+    pub(crate) fn key_file(&self) -> PathBuf {
+        let path = self.path("test.key");
+        if !path.exists() {
+            fs::write(&path, format!("# for tests\n{TEST_KEY}\n")).expect("Cannot write a key");
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("Cannot protect a key");
+            give(&path);
+        }
+        path
+    }
+
+    /// A configuration that names the key.
+    fn with_key(&self, config: &[u8]) -> Vec<u8> {
+        let text = String::from_utf8_lossy(config).into_owned();
+        if text.contains("key_file") {
+            return text.into_bytes();
+        }
+        let line = format!("[barmanfs]\nkey_file = {}\n", self.key_file().display());
+        text.replacen("[barmanfs]\n", &line, 1).into_bytes()
     }
 
     /// The same as `with_server`, but created with these options of initdb.
@@ -150,6 +191,9 @@ impl Site {
     /// Writes a file that belongs to the database user.
     pub(crate) fn write_file(&self, name: &str, bytes: &[u8]) -> PathBuf {
         let path = self.path(name);
+        let with_key = name == "barmanfs.conf" && ENCRYPTED.get();
+        let with_key = with_key.then(|| self.with_key(bytes));
+        let bytes = with_key.as_deref().unwrap_or(bytes);
         fs::write(&path, bytes).unwrap_or_else(|error| panic!("Cannot write {}: {error}", path.display()));
         give(&path);
         path

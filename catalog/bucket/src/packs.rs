@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use barmanfs_store::sync::lock;
-use barmanfs_store::{Error, Listed, PackId, PackStorage, PackUpload, Part, PartMark};
+use barmanfs_store::{Error, Keys, Listed, PackId, PackStorage, PackUpload, Part, PartMark};
 use bytes::Bytes;
 use lru::LruCache;
 
@@ -252,6 +252,10 @@ pub(crate) fn short(id: PackId, end: u64) -> Error {
 }
 
 impl PackStorage for ObjectPacks {
+    fn keys(&self) -> &Keys {
+        Keys::none()
+    }
+
     fn begin(&self) -> Result<Box<dyn PackUpload>> {
         match &self.writing {
             None => Ok(self.upload(PackId::random()?, None, Kind::Local)),

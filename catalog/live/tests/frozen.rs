@@ -7,7 +7,7 @@
 //! cargo test --workspace --test frozen -- --ignored
 //! ```
 //!
-//! and never changed afterwards.
+//! and never changed afterwards. One with a file `key` beside it is encrypted for this key.
 
 #![allow(clippy::unwrap_used)]
 
@@ -28,10 +28,16 @@ use barmanfs_live::{Initial, Kind, LiveClone, NewNode, NodeId, RenameMode};
 use barmanfs_pg::wal_name::WalName;
 use barmanfs_pg::{Lsn, ServerVersion, TimelineId, TimestampMicros};
 use barmanfs_store::{Attributes, DirectoryRef, Node};
-use support::{Fixture, SEGMENT, Thing, WINDOW, attributes, clone_of, data_directory, noise, segment};
+use support::{
+    Fixture, SEGMENT, TEST_KEY, Thing, WINDOW, attributes, clone_of, data_directory, noise, segment,
+    use_test_key,
+};
 
 /// The name of the next fixture.
-const NEXT: &str = "4";
+const NEXT: &str = "6";
+
+/// The name of the next encrypted one.
+const NEXT_ENCRYPTED: &str = "5";
 
 /// A file that is changed.
 const TABLE: &str = "base/5/1259";
@@ -47,6 +53,7 @@ fn frozen() -> PathBuf {
 
 #[test]
 fn repositories_of_earlier_releases_are_read_and_written() {
+    use_test_key();
     let mut seen = 0;
     for entry in fs::read_dir(frozen()).unwrap() {
         let place = entry.unwrap().path();
@@ -256,11 +263,22 @@ fn copy(from: &Path, to: &Path) {
 #[test]
 #[ignore = "makes the fixture of a new version of a format"]
 fn freeze() {
-    let place = frozen().join(NEXT);
+    freeze_one(NEXT, &Fixture::new());
+}
+
+#[test]
+#[ignore = "makes the fixture of a new version of a format"]
+fn freeze_encrypted() {
+    let key = format!("{TEST_KEY}\n");
+    freeze_one(NEXT_ENCRYPTED, &Fixture::encrypted());
+    fs::write(frozen().join(NEXT_ENCRYPTED).join("key"), key).unwrap();
+}
+
+fn freeze_one(name: &str, fixture: &Fixture) {
+    let place = frozen().join(name);
     assert!(!place.exists(), "{} is there, and for good", place.display());
-    let fixture = Fixture::new();
-    fill(&fixture);
-    decide(&fixture);
+    fill(fixture);
+    decide(fixture);
     let path = fixture.repository.path();
     // Without SQLite's log, which is larger than all else.
     Repository::rebuild(path, &mut Silent).unwrap();

@@ -25,6 +25,7 @@
 //! | `clone-<server>:<name>` | a process that serves, creates or removes a clone | another such process |
 //! | `read-<server>-<id>` | readers of a backup, shared | its deletion without force, which takes it alone |
 //! | `sync-packs-<repository>` | a process that reads the footers of a primary's new packs | another such process |
+//! | `keys` | a change of the repository's keys | another such change |
 //! | `cron-memory` | a change of what cron remembers | another such change |
 //! | `pack-entry` | a process that enters a pack of another one, and a sweep that removes one | another such process |
 //! | `make` | a process that makes the repository | another such process |

@@ -4,11 +4,12 @@ use std::io;
 use std::path::Path;
 
 use barmanfs_pg::TimestampMicros;
-use barmanfs_store::layout::{DATA_WINDOW_BYTES, FORMAT_VERSION, STREAM_WINDOW_BYTES};
+use barmanfs_store::layout::{DATA_WINDOW_BYTES, FORMAT_VERSION, SEALED_FORMAT_VERSION, STREAM_WINDOW_BYTES};
 use barmanfs_store::{DepositOptions, RecordId};
 use serde::{Deserialize, Serialize};
 
 use super::cache_of::refuse_cache;
+use super::keys::Encryption;
 use super::{COPYING, Home, has_packs, now, regular, write_durably};
 use crate::error::{Error, Result};
 
@@ -44,7 +45,7 @@ pub struct CreateOptions {
     pub compression: Compression,
 }
 
-/// The content of repository.json. It is written once and never changes. Reading stored data does not need it: if it
+/// The content of repository.json. It is written once, and once more when a repository is encrypted and when all of it is. Reading stored data does not need it: if it
 /// was lost, the file of a new repository replaces it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settings {
@@ -60,11 +61,43 @@ pub struct Settings {
     pub wal_window_bytes: u32,
     /// How new data is compressed.
     pub compression: Compression,
+    /// Of an encrypted repository.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encryption: Option<Encryption>,
+}
+
+impl Settings {
+    /// Those of a new repository.
+    pub(crate) fn new(options: CreateOptions) -> Result<Self> {
+        Ok(Self {
+            format_version: FORMAT_VERSION,
+            id: RecordId::random()?.to_string(),
+            created_at: now(),
+            data_window_bytes: DATA_WINDOW_BYTES,
+            wal_window_bytes: STREAM_WINDOW_BYTES,
+            compression: options.compression,
+            encryption: None,
+        })
+    }
+
+    fn to_json(&self) -> Result<Vec<u8>> {
+        let json = serde_json::to_string_pretty(self).map_err(|error| Error::Invalid(error.to_string()))?;
+        Ok(format!("{json}\n").into_bytes())
+    }
+
+    /// The same of the repository when it is encrypted.
+    pub(crate) fn encrypted(self, encryption: Encryption) -> Self {
+        Self {
+            format_version: SEALED_FORMAT_VERSION,
+            encryption: Some(encryption),
+            ..self
+        }
+    }
 }
 
 /// Writes repository.json.
-pub(crate) fn make_settings(path: &Path, options: CreateOptions) -> Result<()> {
-    write_durably(&path.join(SETTINGS), &new_settings(options)?)
+pub(crate) fn write_settings(path: &Path, settings: &Settings) -> Result<()> {
+    write_durably(&path.join(SETTINGS), &settings.to_json()?)
 }
 
 /// The content of repository.json of a new repository.
@@ -72,16 +105,7 @@ pub(crate) fn make_settings(path: &Path, options: CreateOptions) -> Result<()> {
 /// # Errors
 /// When the system has no random numbers.
 pub fn new_settings(options: CreateOptions) -> Result<Vec<u8>> {
-    let settings = Settings {
-        format_version: FORMAT_VERSION,
-        id: RecordId::random()?.to_string(),
-        created_at: now(),
-        data_window_bytes: DATA_WINDOW_BYTES,
-        wal_window_bytes: STREAM_WINDOW_BYTES,
-        compression: options.compression,
-    };
-    let json = serde_json::to_string_pretty(&settings).map_err(|error| Error::Invalid(error.to_string()))?;
-    Ok(format!("{json}\n").into_bytes())
+    Settings::new(options)?.to_json()
 }
 
 /// The id of the repository in a directory, for those who read no more of it than its packs.
@@ -137,13 +161,20 @@ pub(crate) fn parse_settings(text: &[u8], repository: &Path, file: &Path) -> Res
     let Version {
         format_version: found,
     } = serde_json::from_slice(text).map_err(bad)?;
-    if found > FORMAT_VERSION {
+    if found > SEALED_FORMAT_VERSION {
         let what = format!("The repository {}", repository.display());
         return Err(Error::NewerFormat {
             what,
             found,
-            newest: FORMAT_VERSION,
+            newest: SEALED_FORMAT_VERSION,
         });
     }
-    serde_json::from_slice(text).map_err(bad)
+    let settings: Settings = serde_json::from_slice(text).map_err(bad)?;
+    if settings.encryption.is_some() != (found == SEALED_FORMAT_VERSION) {
+        return Err(Error::BadSettings {
+            path: file.to_path_buf(),
+            reason: format!("format_version {found} does not go with what it says of encryption"),
+        });
+    }
+    Ok(settings)
 }

@@ -5,16 +5,17 @@ use std::path::Path;
 use std::sync::Arc;
 
 use barmanfs_store::{
-    ChunkIndex, ChunkReader, CountedPacks, Counters, DepositOptions, LocalPacks, PackId, PackStorage,
-    TreeReader,
+    ChunkIndex, ChunkReader, CountedPacks, Counters, DepositOptions, Keys, LocalPacks, PackId, PackStorage,
+    PlainPacks, SealedPacks, TreeReader,
 };
 use rusqlite::OptionalExtension;
 
 use crate::error::{Error, Result};
 use crate::home::cache_of::{refuse_cache, require_cache_of};
+use crate::home::keys::{self, Encryption, FirstKey, NewRecipient};
 use crate::home::locks::{FileLocks, Locks};
 use crate::home::owner::AsOwner;
-use crate::home::settings::{Compression, CreateOptions, Settings, make_settings, read_settings};
+use crate::home::settings::{Compression, CreateOptions, Settings, read_settings, write_settings};
 use crate::home::{CATALOG, Home, PACKS, check_vacant, make_directories};
 use crate::index::chunk_index::CatalogIndex;
 use crate::index::damaged_wal::DamagedWal;
@@ -53,23 +54,40 @@ impl Repository {
     /// Creates the directory of a repository with an empty catalog. `repository.json` is written last: what a crash
     /// leaves before that is not a repository, and the next attempt completes it. Of several processes at once, one makes
     /// it, and the others wait and then find it made.
-    pub(crate) fn make(path: &Path, options: CreateOptions) -> Result<()> {
+    pub(crate) fn make(
+        path: &Path,
+        options: CreateOptions,
+        encryption: Option<(&FirstKey, &[NewRecipient])>,
+    ) -> Result<()> {
         check_vacant(path)?;
+        if encryption.is_none() {
+            keys::refuse_plain(path)?;
+        }
         fs::create_dir_all(path).map_err(|source| Error::io("create", path, source))?;
         make_directories(path)?;
         let locks = FileLocks::of(&Home::at(path)?);
         let making = locks.wait_exclusive(MAKING, "making the repository")?;
-        let made = Self::make_alone(path, options);
+        let made = Self::make_alone(path, options, encryption);
         making.remove();
         made
     }
 
-    fn make_alone(path: &Path, options: CreateOptions) -> Result<()> {
+    fn make_alone(
+        path: &Path,
+        options: CreateOptions,
+        encryption: Option<(&FirstKey, &[NewRecipient])>,
+    ) -> Result<()> {
         check_vacant(path)?;
         LocalPacks::create(&path.join(PACKS))?;
         remove_catalog(&path.join(CATALOG))?;
         Db::create(&path.join(CATALOG))?;
-        make_settings(path, options)
+        let mut settings = Settings::new(options)?;
+        if let Some((first, recipients)) = encryption {
+            let key = keys::make_first(path, first, recipients)?;
+            let encryption = Encryption::new(&settings.id, &key, PlainPacks::Refused)?;
+            settings = settings.encrypted(encryption);
+        }
+        write_settings(path, &settings)
     }
 
     /// Opens a repository; `derive` defines what its records mean.
@@ -77,8 +95,8 @@ impl Repository {
         let home = Home::at(path)?;
         refuse_cache(path)?;
         let settings = read_settings(&home)?;
-        let packs = LocalPacks::open(&home.join(PACKS))?;
-        Self::on(home, settings, Arc::new(packs), None, derive)
+        let packs = local_packs(path, keys_of(&home, &settings)?)?;
+        Self::on(home, settings, packs, None, derive)
     }
 
     /// Opens a repository in an object store, whose cache is the directory `path`.
@@ -86,6 +104,7 @@ impl Repository {
         let home = Home::at(path)?;
         require_cache_of(path, packs.remote.place())?;
         let settings = read_settings(&home)?;
+        refuse_encryption(&settings, path, packs.remote.place())?;
         let (storage, remote) = (Arc::clone(&packs.storage), Arc::clone(&packs.remote));
         Self::on(home, settings, storage, Some(remote), derive)
     }
@@ -300,6 +319,38 @@ impl Repository {
             ..DepositOptions::default()
         }
     }
+}
+
+/// The keys of a repository; none for a plain one.
+pub(crate) fn keys_of(home: &Home, settings: &Settings) -> Result<Option<Arc<Keys>>> {
+    if settings.encryption.is_some() {
+        keys::prepare()?;
+    }
+    let _acting = home.act()?;
+    let keys = keys::unlock(home.path(), settings)?;
+    if keys.is_none() {
+        keys::refuse_plain(home.path())?;
+    }
+    Ok(keys)
+}
+
+/// A repository in an object store cannot be encrypted yet, and none is written plain where an encrypted one is expected.
+pub(crate) fn refuse_encryption(settings: &Settings, cache: &Path, place: &str) -> Result<()> {
+    match settings.encryption {
+        None => keys::refuse_plain(cache),
+        Some(_) => Err(Error::Invalid(format!(
+            "{place} has an encrypted repository, and those work in directories only yet: make one of it with `barmanfs copy {place} DIR`"
+        ))),
+    }
+}
+
+/// The packs in a repository's directory, with its keys.
+pub(crate) fn local_packs(path: &Path, keys: Option<Arc<Keys>>) -> Result<Arc<dyn PackStorage>> {
+    let packs: Arc<dyn PackStorage> = Arc::new(LocalPacks::open(&path.join(PACKS))?);
+    Ok(match keys {
+        None => packs,
+        Some(keys) => Arc::new(SealedPacks::new(packs, keys)),
+    })
 }
 
 fn chunk_reader(

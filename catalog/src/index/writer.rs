@@ -18,9 +18,10 @@ use std::sync::Arc;
 
 use barmanfs_store::{ChunkIndex, ClosedPack, DepositOptions, Depositor, PackWriter, Record};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::home::make_directories;
 use crate::home::presence::Registration;
+use crate::home::settings::read_settings;
 use crate::index::chunk_index::{self, CatalogIndex};
 use crate::index::repository::Repository;
 
@@ -43,6 +44,7 @@ impl Repository {
         let _acting = self.as_owner()?;
         make_directories(self.path())?;
         self.keep_reserve();
+        self.refuse_old_keys()?;
         let registration = Registration::new(self.locks.as_ref(), purpose)?;
         // From here on no rebuild can replace the catalog.
         self.db.refresh()?;
@@ -53,6 +55,22 @@ impl Repository {
             purpose: purpose.to_owned(),
             registration,
         })
+    }
+}
+
+impl Repository {
+    /// Who opened the repository before it had a key would write plain packs.
+    fn refuse_old_keys(&self) -> Result<()> {
+        if self.settings().encryption.is_some() {
+            return Ok(());
+        }
+        match read_settings(&self.home) {
+            Ok(now) if now.encryption.is_some() => Err(Error::Invalid(
+                "The repository was encrypted since this process opened it: start it again, with the key in its configuration"
+                    .to_owned(),
+            )),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -46,13 +46,13 @@ impl Repository {
     /// When the store cannot be read; [`Error::Occupied`] while something writes on this host.
     pub fn refill_cache(path: &Path, packs: &RemotePacks, monitor: &mut dyn Monitor) -> Result<()> {
         require_cache_of(path, packs.remote.place())?;
-        rebuild(path, Some(packs), WITHOUT_EXAMINATION, monitor).map(drop)
+        rebuild(path, Some(packs), &WITHOUT_EXAMINATION, monitor).map(drop)
     }
 }
 
 /// What is missing is found by the next sweep or verification: that reads much, and whoever opens a repository waits.
 const WITHOUT_EXAMINATION: Options = Options {
-    made_settings: false,
+    made_settings: None,
     force: true,
     examines: false,
 };
@@ -94,7 +94,7 @@ fn fill(path: &Path, packs: &RemotePacks, settings: &[u8], monitor: &mut dyn Mon
     }
     write_durably(&path.join(SETTINGS), settings)?;
     tracing::info!("Reading what {place} has, into {}", path.display());
-    let report = rebuild(path, Some(packs), WITHOUT_EXAMINATION, monitor)?;
+    let report = rebuild(path, Some(packs), &WITHOUT_EXAMINATION, monitor)?;
     for problem in &report.problems {
         tracing::error!("Pack {} is left out: {}", problem.pack, problem.reason);
     }
@@ -119,7 +119,7 @@ fn refuse_other_content(path: &Path) -> Result<()> {
 fn make_again(path: &Path, packs: &RemotePacks, monitor: &mut dyn Monitor) {
     let again = Home::at(path).and_then(|home| {
         let _acting = home.act()?;
-        rebuild(path, Some(packs), WITHOUT_EXAMINATION, monitor)?;
+        rebuild(path, Some(packs), &WITHOUT_EXAMINATION, monitor)?;
         let marker = path.join(STALE);
         fs::remove_file(&marker).map_err(|source| Error::io("remove", &marker, source))
     });

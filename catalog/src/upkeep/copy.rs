@@ -16,12 +16,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::archive::damage::{self, KnownLoss};
 use crate::error::{Error, Result};
+use crate::home::keys;
 use crate::home::locks::{FileLocks, Lock, Locks};
 use crate::home::settings::{SETTINGS, Settings, parse_settings};
 use crate::home::{
     CATALOG, COPYING, Home, PACKS, check_vacant, make_directories, regular, sync_directory, write_durably,
 };
-use crate::index::repository::Repository;
+use crate::index::repository::{Repository, keys_of, local_packs};
 use crate::index::unread::UnreadPack;
 use crate::index::writer::Writer;
 use crate::monitor::Monitor;
@@ -113,6 +114,15 @@ impl CopyFrom {
         regular::read(&path).map_err(|source| Error::io("read", &path, source))
     }
 
+    /// The files of its keys, by their place in the repository.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn key_files(&self) -> Result<Vec<(String, Vec<u8>)>> {
+        let _acting = self.repository.as_owner()?;
+        keys::files_to_copy(self.repository.path())
+    }
+
     /// Whether the repository, as it is now, neither has the pack nor knows it.
     ///
     /// # Errors
@@ -140,18 +150,20 @@ struct Copying {
 pub struct CopyInto {
     path: PathBuf,
     settings: Vec<u8>,
-    packs: LocalPacks,
+    packs: Arc<dyn PackStorage>,
     _making: Lock,
 }
 
 impl CopyInto {
     /// Begins, or goes on with, a copy into the directory `path`. `settings` is the repository.json of the repository at
-    /// `from`.
+    /// `from`, `keys` are the files of its keys.
     ///
     /// # Errors
-    /// When the directory has something else; when `settings` cannot be understood; when nothing can be written.
-    pub fn begin(path: &Path, settings: &[u8], from: &str) -> Result<Self> {
-        let id = settings_of_copy(settings, from)?.id;
+    /// When the directory has something else; when `settings` cannot be understood; when nothing can be written; when the
+    /// repository is encrypted, and its keys are not at hand.
+    pub fn begin(path: &Path, settings: &[u8], keys: &[(String, Vec<u8>)], from: &str) -> Result<Self> {
+        let parsed = settings_of_copy(settings, from)?;
+        let id = parsed.id.clone();
         let marker = path.join(COPYING);
         match unfinished(&marker)? {
             Some(copying) if copying.id == id => {}
@@ -185,7 +197,11 @@ impl CopyInto {
         };
         let text = serde_json::to_string(&copying).map_err(|error| Error::Invalid(error.to_string()))?;
         write_durably(&marker, format!("{text}\n").as_bytes())?;
-        let packs = LocalPacks::create(&path.join(PACKS))?;
+        LocalPacks::create(&path.join(PACKS))?;
+        for (name, bytes) in keys {
+            keys::write_copied(path, name, bytes)?;
+        }
+        let packs = local_packs(path, keys_of(&Home::at(path)?, &parsed)?)?;
         Ok(Self {
             path: path.to_path_buf(),
             settings: settings.to_vec(),
@@ -195,7 +211,7 @@ impl CopyInto {
     }
 
     /// Where the packs go.
-    pub fn packs(&self) -> &LocalPacks {
+    pub fn packs(&self) -> &Arc<dyn PackStorage> {
         &self.packs
     }
 
@@ -282,7 +298,7 @@ mod tests {
         empty_pack(&repository);
         let from = repository.begin_whole_copy("copy").unwrap();
         assert_eq!((from.packs.len(), from.unread.len()), (1, 0));
-        let into = CopyInto::begin(&path, &from.settings().unwrap(), "s3://b").unwrap();
+        let into = CopyInto::begin(&path, &from.settings().unwrap(), &[], "s3://b").unwrap();
         copy(&from, &into);
         assert!(into.finish(&mut Silent).unwrap().is_complete());
         let copied = Repository::open(&path).unwrap();
@@ -299,8 +315,8 @@ mod tests {
         empty_pack(&repository);
         let from = repository.begin_whole_copy("copy").unwrap();
         let settings = from.settings().unwrap();
-        let into = CopyInto::begin(&path, &settings, "s3://b").unwrap();
-        let occupied = CopyInto::begin(&path, &settings, "s3://b").unwrap_err();
+        let into = CopyInto::begin(&path, &settings, &[], "s3://b").unwrap();
+        let occupied = CopyInto::begin(&path, &settings, &[], "s3://b").unwrap_err();
         assert!(matches!(occupied, Error::Occupied { .. }), "{occupied}");
         copy(&from, &into);
         drop(into);
@@ -313,13 +329,13 @@ mod tests {
         assert!(Repository::create(&path, CreateOptions::default()).is_err());
         let (_other_directory, other, _) = made();
         let other = other.begin_whole_copy("copy").unwrap().settings().unwrap();
-        let refused = CopyInto::begin(&path, &other, "s3://c").unwrap_err();
+        let refused = CopyInto::begin(&path, &other, &[], "s3://c").unwrap_err();
         assert!(refused.to_string().contains("s3://b"), "{refused}");
-        let into = CopyInto::begin(&path, &settings, "s3://b").unwrap();
+        let into = CopyInto::begin(&path, &settings, &[], "s3://b").unwrap();
         assert!(into.finish(&mut Silent).unwrap().is_complete());
         Repository::open(&path).unwrap();
         assert!(
-            CopyInto::begin(&path, &settings, "s3://b").is_err(),
+            CopyInto::begin(&path, &settings, &[], "s3://b").is_err(),
             "it is a repository"
         );
     }

@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use barmanfs_store::{ClosedPack, Listed, LocalPacks, PackId, PackStorage, Part};
+use barmanfs_store::{ClosedPack, IdHash, Listed, PackId, PackStorage, Part, PlainPacks};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, params};
 use serde::Serialize;
@@ -27,15 +27,16 @@ use crate::archive::backup::Backup;
 use crate::archive::derive::derive;
 use crate::error::{Error, Result};
 use crate::home::cache_of::{refuse_cache, require_cache_of};
+use crate::home::keys::{self, Encryption};
 use crate::home::locks::{FileLocks, Lock};
-use crate::home::settings::{CreateOptions, make_settings, read_settings};
+use crate::home::settings::{CreateOptions, Settings, read_settings, write_settings};
 use crate::home::{CATALOG, Home, PACKS, make_directories, sync_directory, with_suffix};
 use crate::index::condemned;
 use crate::index::db::{self, check_files, remove_catalog};
 use crate::index::footers::{FROM_OBJECTS, read_each};
 use crate::index::records;
 use crate::index::remote::RemotePacks;
-use crate::index::repository::Repository;
+use crate::index::repository::{Repository, keys_of, local_packs, refuse_encryption};
 use crate::index::runs::Bulk;
 use crate::index::unread::PackProblem;
 use crate::monitor::{Monitor, Unit};
@@ -119,15 +120,15 @@ impl Repository {
     pub fn rebuild_with(path: &Path, force: bool, monitor: &mut dyn Monitor) -> Result<RebuildReport> {
         refuse_cache(path)?;
         let made_settings = match read_settings(&Home::at(path)?) {
-            Err(Error::SettingsMissing { .. } | Error::BadSettings { .. }) => true,
-            settings => settings.map(|_| false)?,
+            Err(Error::SettingsMissing { .. } | Error::BadSettings { .. }) => Some(settings_again(path)?),
+            settings => settings.map(|_| None)?,
         };
         let options = Options {
             made_settings,
             force,
             examines: true,
         };
-        rebuild(path, None, options, monitor)
+        rebuild(path, None, &options, monitor)
     }
 
     /// The same for a repository in an object store, whose cache is the directory `path`. What is lost is only recorded where this host
@@ -142,21 +143,20 @@ impl Repository {
         monitor: &mut dyn Monitor,
     ) -> Result<RebuildReport> {
         require_cache_of(path, packs.remote.place())?;
-        read_settings(&Home::at(path)?)?;
         let options = Options {
-            made_settings: false,
+            made_settings: None,
             force,
             examines: packs.remote.writing_elsewhere()?.is_none(),
         };
-        rebuild(path, Some(packs), options, monitor)
+        rebuild(path, Some(packs), &options, monitor)
     }
 }
 
 /// How a catalog is rebuilt.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(super) struct Options {
-    /// repository.json is missing or damaged, and is made.
-    pub(super) made_settings: bool,
+    /// The content of repository.json, if that is missing or damaged, and is made.
+    pub(super) made_settings: Option<Settings>,
     /// Even where none of the packs of the old catalog is there.
     pub(super) force: bool,
     /// What is missing is found and recorded.
@@ -166,12 +166,21 @@ pub(super) struct Options {
 pub(super) fn rebuild(
     path: &Path,
     remote: Option<&RemotePacks>,
-    options: Options,
+    options: &Options,
     monitor: &mut dyn Monitor,
 ) -> Result<RebuildReport> {
+    let home = Home::at(path)?;
+    let settings = options.made_settings.clone().map_or_else(|| read_settings(&home), Ok)?;
+    let (packs, at_once) = match remote {
+        None => (local_packs(path, keys_of(&home, &settings)?)?, 1),
+        Some(remote) => {
+            refuse_encryption(&settings, path, remote.remote.place())?;
+            (remote.remote.direct(), FROM_OBJECTS)
+        }
+    };
     check_files(&path.join(CATALOG))?;
     make_directories(path)?;
-    let lock = condemned::allow_loss(&FileLocks::of(&Home::at(path)?))?;
+    let lock = condemned::allow_loss(&FileLocks::of(&home))?;
     remove_leftovers(path)?;
     let new = tempfile::Builder::new()
         .prefix(&format!("{CATALOG}.rebuild-"))
@@ -183,31 +192,19 @@ pub(super) fn rebuild(
         Some(_) if !options.examines => Known::default(),
         _ => Known::read(&path.join(CATALOG)),
     };
-    let packs = path.join(PACKS);
-    let built = match remote {
-        None => LocalPacks::open(&packs)
-            .map_err(Error::from)
-            .and_then(|packs| build(&new, &packs, 1, &known, monitor)),
-        Some(remote) => build(
-            &new,
-            remote.remote.direct().as_ref(),
-            FROM_OBJECTS,
-            &known,
-            monitor,
-        ),
-    };
+    let built = build(&new, packs.as_ref(), at_once, &known, monitor);
     let mut report = built.map_err(|error| error.in_catalog(&new))?;
     if !options.force && report.packs == 0 && !report.missing.is_empty() {
         return Err(Error::NoPackLeft {
-            path: remote.map_or(packs, |remote| remote.remote.place().into()),
+            path: remote.map_or(path.join(PACKS), |remote| remote.remote.place().into()),
             known: known.packs.len(),
         });
     }
     exchange(path, new)?;
-    if options.made_settings {
-        make_settings(path, CreateOptions::default())?;
+    if let Some(settings) = &options.made_settings {
+        write_settings(path, settings)?;
     }
-    report.made_settings = options.made_settings;
+    report.made_settings = options.made_settings.is_some();
     // Nothing needs anything yet.
     let is_empty = report.packs == 0;
     if (options.examines || is_empty)
@@ -225,6 +222,22 @@ pub(super) fn rebuild(
         report.kept_catalog = Some(old);
     }
     Ok(report)
+}
+
+/// A repository.json for packs that have none, with what the keys say that are there. Packs of a repository that was plain once
+/// may still be plain.
+fn settings_again(path: &Path) -> Result<Settings> {
+    let settings = Settings::new(CreateOptions::default())?;
+    let opened = keys::open_all(path)?;
+    let Some(first) = keys::first(&opened) else {
+        return Ok(settings);
+    };
+    let plain = match first.id_hash() {
+        IdHash::Blake3 => PlainPacks::Accepted,
+        IdHash::Blake3Keyed => PlainPacks::Refused,
+    };
+    let encryption = Encryption::new(&settings.id, first, plain)?;
+    Ok(settings.encrypted(encryption))
 }
 
 /// Puts what was written last into the catalog's file itself, so that it can be read where nothing can be written. A reader
@@ -531,8 +544,8 @@ fn is_there(path: &Path) -> Result<bool> {
 
 #[cfg(test)]
 mod tests {
-    use barmanfs_store::PackWriter;
     use barmanfs_store::testing::{Call, TestPacks};
+    use barmanfs_store::{LocalPacks, PackWriter};
 
     use super::*;
     use crate::monitor::Silent;

@@ -69,6 +69,8 @@ pub struct SweepOptions {
     /// Temporary files of killed writers are removed when they are older. The age only protects the moment between the
     /// creation of such a file and its locking.
     pub abandoned_after: Duration,
+    /// Whether packs that are not sealed are repacked, too, into sealed ones.
+    pub seal_plain: bool,
     /// The time by which a day is over, so that its WAL can be merged; now, if there is none.
     pub as_of: Option<TimestampMicros>,
     /// At most so many bytes are copied in a second.
@@ -80,6 +82,7 @@ impl Default for SweepOptions {
         Self {
             dead_percent: 20,
             abandoned_after: Duration::from_secs(60),
+            seal_plain: false,
             as_of: None,
             bytes_per_second: None,
         }

@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use barmanfs_pg::TimestampMicros;
-use barmanfs_store::{PackStorage, RecordId, TreeReader};
+use barmanfs_store::{Keys, PackStorage, RecordId, TreeReader};
 use serde::Serialize;
 
 use crate::error::{Error, Result};
@@ -184,6 +184,7 @@ impl Repository {
         monitor: &mut dyn Monitor,
     ) -> Result<SyncReport> {
         refuse_itself(self, source.id)?;
+        refuse_other_names(self, source.packs.keys())?;
         let writer = self.writer(&format!("sync of {server}"))?;
         let _acting = self.as_owner()?;
         let _lock = self.begin_sync(server)?;
@@ -232,6 +233,29 @@ fn refuse_itself(node: &Repository, primary: &str) -> Result<()> {
         ));
     }
     Ok(())
+}
+
+/// Records and maps name chunks: they mean the same only where chunks have the same names.
+fn refuse_other_names(node: &Repository, primary: &Keys) -> Result<()> {
+    let here = node.storage.keys();
+    if here.chunk_hash().is_same(primary.chunk_hash()) {
+        return Ok(());
+    }
+    let why = match (here.chunk_hash().key(), primary.chunk_hash().key()) {
+        (Some(_), None) => {
+            "the primary is not encrypted, or was plain once: make this repository with `barmanfs init --encrypt --id-hash blake3`"
+        }
+        (None, _) => {
+            "the primary was made encrypted: make this repository with `barmanfs init --encrypt --keys-of` and the primary's directory"
+        }
+        (Some(_), Some(_)) => {
+            "both were made encrypted, each with keys of its own: make this repository with `barmanfs init --encrypt --keys-of` and \
+             the primary's directory"
+        }
+    };
+    Err(Error::Invalid(format!(
+        "This repository and its primary do not name chunks in the same way, so nothing can be taken over: {why}"
+    )))
 }
 
 impl Sync<'_> {

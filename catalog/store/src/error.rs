@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
-use crate::id::{ChunkId, PackId};
+use crate::id::{ChunkId, KeyId, PackId};
 use crate::threads::NoThread;
 
 /// Result of the store's functions.
@@ -76,6 +76,17 @@ pub enum Error {
         /// The newest version this release reads.
         newest: u32,
     },
+    /// Something is sealed under a key that this process does not hold. It is not damaged.
+    #[error(
+        "{what} is sealed under key {key}, which is not at hand: set key_file, key_command or passphrase_file to what opens \
+         it (barmanfs key list names them), and start again what was started before the repository had this key"
+    )]
+    NoKey {
+        /// Which pack or repository.
+        what: String,
+        /// The key.
+        key: KeyId,
+    },
     /// Something exceeds a limit of the format.
     #[error("{what} has {bytes} bytes, at most {limit} are possible")]
     TooLarge {
@@ -128,6 +139,14 @@ impl Error {
         }
     }
 
+    /// `what` is sealed under a key that is not held.
+    pub fn no_key(what: impl Into<String>, key: KeyId) -> Self {
+        Self::NoKey {
+            what: what.into(),
+            key,
+        }
+    }
+
     /// A copy of a pack whose id another pack has.
     pub fn other_bytes(id: PackId) -> Self {
         Self::Invalid(format!(
@@ -145,6 +164,7 @@ impl Error {
             | Self::MissingChunk(_)
             | Self::MissingPack(_)
             | Self::NewerFormat { .. }
+            | Self::NoKey { .. }
             | Self::TooLarge { .. }
             | Self::Invalid(_)
             | Self::Index(_)

@@ -70,7 +70,7 @@ macro_rules! hex_id {
 }
 
 hex_id!(
-    /// A chunk: the BLAKE3 of its bytes.
+    /// A chunk: the BLAKE3 of its bytes, under a key where the repository was made encrypted.
     ChunkId,
     32,
     "chunk"
@@ -91,8 +91,15 @@ hex_id!(
     "record"
 );
 
+hex_id!(
+    /// A key of an encrypted repository. It follows from the secret, see [`SealedKey`](crate::SealedKey).
+    KeyId,
+    16,
+    "key"
+);
+
 impl ChunkId {
-    /// The id of these bytes.
+    /// The id of these bytes, where ids are made without a key; [`Keys::id_of`](crate::Keys::id_of) knows how.
     pub fn of(bytes: &[u8]) -> Self {
         Self(*blake3::hash(bytes).as_bytes())
     }
@@ -102,7 +109,7 @@ fn write_hex(bytes: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
     bytes.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
 }
 
-fn parse_hex<const N: usize>(text: &str) -> Option<[u8; N]> {
+pub(crate) fn parse_hex<const N: usize>(text: &str) -> Option<[u8; N]> {
     let digits = text.as_bytes();
     if digits.len() != 2 * N {
         return None;

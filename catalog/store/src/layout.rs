@@ -4,8 +4,11 @@
 //! part of the format, see `FORMAT.md`. The others only affect writers: a later release may change them, and
 //! existing data stays readable.
 
-/// Version of the byte layout this release writes, and the newest it reads.
+/// Version of the byte layout of plain repositories and packs, and of maps, listings and records everywhere.
 pub const FORMAT_VERSION: u32 = 1;
+
+/// Version of encrypted repositories and sealed packs, the newest that this release reads.
+pub const SEALED_FORMAT_VERSION: u32 = 2;
 
 /// A PostgreSQL page: the unit in which a delta chunk records changes.
 pub const BLOCK_BYTES: usize = 8192;
@@ -44,6 +47,9 @@ pub const MAX_FOOTER_BYTES: usize = 32 * 1024 * 1024;
 
 /// A pack's header: magic, version, reserved, pack id.
 pub const PACK_HEADER_BYTES: usize = 32;
+
+/// The header of a sealed pack: the same, then key id and salt.
+pub const SEALED_HEADER_BYTES: usize = PACK_HEADER_BYTES + 16 + 32;
 
 /// A pack's trailer: version, reserved, footer lengths, BLAKE3, magic.
 pub const PACK_TRAILER_BYTES: usize = 56;

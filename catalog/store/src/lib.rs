@@ -6,6 +6,7 @@
 //!
 //! - [`id`], [`layout`], [`error`]: names, sizes, errors.
 //! - [`codec`]: one chunk's frame. [`pack`]: many frames in a file. [`storage`]: where the files are.
+//! - [`seal`], [`age`]: the keys of encrypted packs, and the files in which keys are wrapped.
 //! - [`reader`]: from ids back to bytes, cached and checked.
 //! - [`depositor`]: from bytes to ids: hash, compare, compress, pack, on all cores.
 //! - [`file_map`], [`listing`], [`tree`]: chunks assembled into files, directories and whole backups.
@@ -14,6 +15,7 @@
 
 #![cfg_attr(test, allow(clippy::disallowed_methods))]
 
+pub mod age;
 pub mod codec;
 pub mod counters;
 pub mod crc;
@@ -29,6 +31,7 @@ pub mod pack;
 mod pack_header;
 mod random;
 pub mod reader;
+pub mod seal;
 pub mod storage;
 pub mod sync;
 pub mod threads;
@@ -40,14 +43,16 @@ pub use counters::{Counters, Counts, Latencies, LatencyCounts};
 pub use depositor::{ContentClass, Deposit, DepositOptions, DepositTotals, Depositor};
 pub use error::{Error, Result};
 pub use file_map::{FileMap, Window, Windows};
-pub use id::{ChunkId, PackId, RecordId};
+pub use id::{ChunkId, KeyId, PackId, RecordId};
 pub use index::ChunkIndex;
 pub use listing::{Attributes, DirectoryRef, Entry, Node, PageRef};
 pub use location::ChunkLocation;
 pub use pack::{ClosedPack, PackWriter, PackedChunk, Record, read_footer, read_frame};
 pub use reader::ChunkReader;
+pub use seal::{ChunkHash, IdHash, Keys, PlainPacks, SealedKey, Secret, key_of_pack};
 pub use storage::{
-    CountedPacks, Listed, LocalPacks, PackStorage, PackUpload, Part, PartMark, open_regular, open_unlinked,
+    CountedPacks, Listed, LocalPacks, PackStorage, PackUpload, Part, PartMark, SealedPacks, open_regular,
+    open_unlinked,
 };
 pub use throttle::Throttle;
 pub use tree::{

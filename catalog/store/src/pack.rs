@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::id::{ChunkId, PackId, RecordId};
 use crate::layout::MAX_CHUNK_BYTES;
 use crate::location::ChunkLocation;
+use crate::seal::{FramePlace, SEAL_BYTES};
 use crate::storage::PackStorage;
 
 mod footer;
@@ -73,27 +74,54 @@ pub struct ClosedPack {
     pub records: Vec<Record>,
 }
 
-/// Reads a chunk's frame as stored in its pack, to decode it or to copy it into another pack. Only sizes are
-/// checked: only the decoded chunk can be compared with its id.
+/// Reads the frame of chunk `id` from its pack and opens it, to decode it or to copy it into another pack. Otherwise only
+/// sizes are checked: only the decoded chunk can be compared with its id.
 ///
 /// # Errors
-/// [`Error::MissingPack`], [`Error::Damaged`] where the pack ends too early or the location claims an
-/// impossible size, [`Error::Io`].
-pub fn read_frame(storage: &dyn PackStorage, location: &ChunkLocation) -> Result<Frame> {
-    let stored_bytes = location.stored_bytes as usize;
-    if stored_bytes > MAX_CHUNK_BYTES {
-        let what = format!("Frame at offset {} of pack {}", location.offset, location.pack);
-        return Err(Error::damaged(
-            what,
-            format!("It claims {stored_bytes} bytes, more than any frame has"),
-        ));
-    }
-    let mut bytes = vec![0; stored_bytes];
-    storage.read_at(location.pack, location.offset.into(), &mut bytes)?;
+/// [`Error::MissingPack`], [`Error::Damaged`] where the pack ends too early, the location claims an impossible size or the
+/// frame is not what was sealed, [`Error::NoKey`], [`Error::Io`].
+pub fn read_frame(storage: &dyn PackStorage, id: &ChunkId, location: &ChunkLocation) -> Result<Frame> {
+    let mut bytes = Vec::new();
+    let opened = read_frame_into(storage, id, location, &mut bytes)?.len();
+    bytes.truncate(opened);
     Ok(Frame {
         encoding: location.encoding,
         bytes,
     })
+}
+
+/// The same in a buffer, of which the frame is the beginning.
+pub(crate) fn read_frame_into<'a>(
+    storage: &dyn PackStorage,
+    id: &ChunkId,
+    location: &ChunkLocation,
+    buffer: &'a mut Vec<u8>,
+) -> Result<&'a [u8]> {
+    let what = || format!("Frame at offset {} of pack {}", location.offset, location.pack);
+    let stored_bytes = location.stored_bytes as usize;
+    if stored_bytes > MAX_CHUNK_BYTES + SEAL_BYTES {
+        return Err(Error::damaged(
+            what(),
+            format!("It claims {stored_bytes} bytes, more than any frame has"),
+        ));
+    }
+    buffer.resize(stored_bytes, 0);
+    storage.read_at(location.pack, location.offset.into(), buffer)?;
+    let Some(key) = storage.keys().opener(storage, location.pack)? else {
+        return Ok(buffer);
+    };
+    let place = FramePlace {
+        pack: location.pack,
+        offset: location.offset,
+        chunk: *id,
+        encoding: location.encoding,
+        stored_bytes: location.stored_bytes,
+        raw_bytes: location.raw_bytes,
+    };
+    match key.open(&place, buffer) {
+        Some(opened) => Ok(opened),
+        None => Err(Error::damaged(what(), "It is not what was sealed for this place")),
+    }
 }
 
 #[cfg(test)]

@@ -19,6 +19,8 @@ use crate::id::ChunkId;
 use crate::index::ChunkIndex;
 use crate::layout::MAX_CHUNK_BYTES;
 use crate::location::ChunkLocation;
+use crate::pack::read_frame_into;
+use crate::seal::{ChunkHash, SEAL_BYTES};
 use crate::storage::PackStorage;
 
 mod ahead;
@@ -63,6 +65,11 @@ impl ChunkReader {
     /// [`Error::Io`] and [`Error::Index`] where another try may succeed.
     pub fn get(&self, id: &ChunkId) -> Result<Arc<[u8]>> {
         self.core.get(id)
+    }
+
+    /// How the chunks are named.
+    pub fn chunk_hash(&self) -> &ChunkHash {
+        self.core.storage.keys().chunk_hash()
     }
 
     /// Whether [`get`](Self::get) would find the chunk decoded.
@@ -205,7 +212,7 @@ impl Core {
     fn load_from(&self, id: &ChunkId, location: &ChunkLocation) -> Result<Arc<[u8]>> {
         let damaged = |reason: String| Error::damaged(place_of(id, location), reason);
         let raw_bytes = location.raw_bytes as usize;
-        if raw_bytes.max(location.stored_bytes as usize) > MAX_CHUNK_BYTES {
+        if raw_bytes > MAX_CHUNK_BYTES || location.stored_bytes as usize > MAX_CHUNK_BYTES + SEAL_BYTES {
             return Err(damaged("It claims to be larger than any chunk is".to_owned()));
         }
         if location.base.is_some() {
@@ -218,17 +225,26 @@ impl Core {
         // Decoded into its final place: zeroing that first costs a fraction of copying the chunk later.
         let mut bytes: Arc<[u8]> = std::iter::repeat_n(0, raw_bytes).collect();
         let out = Arc::make_mut(&mut bytes);
-        self.decode(location, base.as_deref(), out)
+        self.decode(id, location, base.as_deref(), out)
             .map_err(|error| match error {
-                Error::Damaged { reason, .. } => damaged(reason),
+                Error::Damaged { reason, .. } => self.explain(location, damaged(reason)),
                 other => other,
             })?;
-        if ChunkId::of(&bytes) == *id {
+        if self.storage.keys().id_of(&bytes) == *id {
             self.counters.chunk_decoded(bytes.len());
             Ok(bytes)
         } else {
-            Err(damaged("Its bytes are not those its id names".to_owned()))
+            Err(self.explain(
+                location,
+                damaged("Its bytes are not those its id names".to_owned()),
+            ))
         }
+    }
+
+    /// A sealed pack is not damaged where no key is held.
+    fn explain(&self, location: &ChunkLocation, damage: Error) -> Error {
+        let storage = self.storage.as_ref();
+        storage.keys().explain(storage, location.pack, damage)
     }
 
     fn base_of(&self, id: &ChunkId, location: &ChunkLocation, base: ChunkId) -> Result<Arc<[u8]>> {
@@ -242,14 +258,21 @@ impl Core {
         })
     }
 
-    fn decode(&self, location: &ChunkLocation, base: Option<&[u8]>, out: &mut [u8]) -> Result<()> {
+    fn decode(
+        &self,
+        id: &ChunkId,
+        location: &ChunkLocation,
+        base: Option<&[u8]>,
+        out: &mut [u8],
+    ) -> Result<()> {
         let (pack, offset) = (location.pack, u64::from(location.offset));
-        if location.encoding == Encoding::Stored && location.stored_bytes == location.raw_bytes {
+        let is_sealed = self.storage.keys().seals();
+        if location.encoding == Encoding::Stored && location.stored_bytes == location.raw_bytes && !is_sealed
+        {
             return self.storage.read_at(pack, offset, out);
         }
-        FRAME.with_borrow_mut(|frame| {
-            frame.resize(location.stored_bytes as usize, 0);
-            self.storage.read_at(pack, offset, frame)?;
+        FRAME.with_borrow_mut(|buffer| {
+            let frame = read_frame_into(self.storage.as_ref(), id, location, buffer)?;
             decode_into(frame, location.encoding, base, out)
                 .map_err(|error| Error::damaged(format!("Pack {pack}"), error.to_string()))
         })

@@ -8,20 +8,26 @@ use std::time::Duration;
 
 use crate::error::Result;
 use crate::id::PackId;
+use crate::seal::Keys;
 
 mod counted;
 mod local;
 mod part;
 mod regular;
+mod sealed;
 
 pub use counted::CountedPacks;
 pub use local::LocalPacks;
 pub use part::{Listed, Part, PartMark};
 pub use regular::{open_regular, open_unlinked};
+pub use sealed::SealedPacks;
 
 /// Storage for packs. No method has a default: each storage has to say what is right for it, and each wrapper has to pass
 /// each method on.
 pub trait PackStorage: Send + Sync + Debug {
+    /// The keys by which its packs are sealed. Places for packs have none: [`SealedPacks`] adds them.
+    fn keys(&self) -> &Keys;
+
     /// Begins a pack under a new id, invisible to all readers until [`PackUpload::finish`]. The storage chooses the id,
     /// because what makes a good one depends on where packs are: a directory wants ids that need no agreement between
     /// processes and no memory, a bucket wants ids that can be asked for in their order.

@@ -341,8 +341,8 @@ fn encryption(value: &str) -> Outcome {
         true => Ok(Effect::Obeyed),
         false => Err(Wrong {
             message: format!(
-                "is '{value}', and barmanfs does not encrypt: nothing of this server is stored. Put the repository on an \
-                 encrypted file system, and set 'encryption = none'"
+                "is '{value}', and barmanfs encrypts no single server: nothing of this one is stored. Encrypt the whole \
+                 repository with 'barmanfs key init', and set 'encryption = none'"
             ),
             forbids_storing: true,
         }),

@@ -11,7 +11,7 @@ use barmanfs_store::sync::lock;
 use barmanfs_store::threads;
 
 use super::serve::{Server, Unserved};
-use super::wire::{self, Assignment, Frame, FromAgent, PROTOCOL, ToAgent};
+use super::wire::{self, Assignment, ChunkKey, Frame, FromAgent, PROTOCOL, ToAgent};
 use crate::error::Error;
 use crate::progress::Progress;
 use crate::restore::catch_up::{CatchUp, CaughtUp};
@@ -122,6 +122,7 @@ impl Agent {
             delta: options.delta,
             keep: options.keep.clone(),
             catch_up: catch_up.cloned(),
+            chunk_key: view.chunk_key().map(|key| ChunkKey(*key.expose())),
         })))?;
         match self.next()? {
             FromAgent::Prepared {

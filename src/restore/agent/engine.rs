@@ -7,11 +7,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use barmanfs_store::sync::lock;
-use barmanfs_store::threads;
+use barmanfs_store::{ChunkHash, Secret, threads};
 use rustix::event::PollFlags;
 
 use super::far::{FarDirectory, FarTree};
-use super::wire::{self, Assignment, Bytes, Failure, Frame, FromAgent, PROTOCOL, ToAgent};
+use super::wire::{self, Assignment, Bytes, ChunkKey, Failure, Frame, FromAgent, PROTOCOL, ToAgent};
 use crate::error::Error;
 use crate::progress::{Progress, Step, Tell};
 use crate::readiness::is_ready;
@@ -138,6 +138,10 @@ fn restore(told: &Arc<Told>) -> Result<(), Error> {
         return Err(wire::garbled("no assignment"));
     };
     let tree = Arc::new(FarTree::default());
+    let mut assignment = assignment;
+    if let Some(ChunkKey(key)) = &mut assignment.chunk_key {
+        let _ = tree.hash.set(ChunkHash::keyed(Secret::take(key)));
+    }
     let (prepared, caught_up) = prepare(*assignment, &tree)?;
     told.message(&FromAgent::Prepared {
         state: prepared.destination.state.into(),

@@ -2,10 +2,10 @@
 
 use std::io::{self, BufReader, BufWriter};
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 
 use barmanfs_fs::entry::{Body, Child, Children, Content, Directory, Lifetime};
-use barmanfs_store::ChunkId;
+use barmanfs_store::ChunkHash;
 use barmanfs_store::sync::lock;
 
 use super::wire::{self, Bytes, Entries, FarEntry, FarKind, Frame, Request};
@@ -27,6 +27,8 @@ struct Connection {
 pub(in crate::restore) struct FarTree {
     free: Mutex<Free>,
     changed: Condvar,
+    /// How the chunks are named, since the other side has said so.
+    pub(super) hash: OnceLock<ChunkHash>,
 }
 
 /// The connections that nobody uses at the moment.
@@ -219,6 +221,11 @@ impl FarFile {
         }
     }
 
+    /// How its chunks are named.
+    pub(in crate::restore) fn chunk_hash(&self) -> ChunkHash {
+        self.tree.hash.get().cloned().unwrap_or_default()
+    }
+
     pub(in crate::restore) fn size_bytes(&self) -> u64 {
         self.size_bytes
     }
@@ -250,10 +257,11 @@ impl FarFile {
             path: Bytes(self.path.clone()),
             windows: wanted.iter().map(|window| window.n).collect(),
         };
+        let hash = self.chunk_hash();
         self.tree.ask(&request, |answer| {
             wanted.iter().try_for_each(|window| {
                 let bytes = wire::unpacked(&wire::expect(answer, Frame::Content)?, window.length)?;
-                match ChunkId::of(&bytes) == window.chunk {
+                match hash.id_of(&bytes) == window.chunk {
                     true => each(window, &bytes),
                     false => Err(wire::garbled("the bytes of a window are other ones")),
                 }

@@ -4,7 +4,7 @@ use std::io::{BufReader, Read, Write};
 use std::sync::Arc;
 
 use barmanfs_fs::entry::Content;
-use barmanfs_store::{ChunkId, Window};
+use barmanfs_store::Window;
 
 use super::wire::{self, Bytes, Entries, Failure, FarEntry, FarKind, Frame, Request};
 use crate::error::Error;
@@ -175,10 +175,11 @@ fn made(file: &FileContent, (from, to): (u64, u64)) -> Result<PartWindows, Error
         windows: Vec::new(),
     };
     let mut at = part.first * window_bytes;
+    let hash = file.chunk_hash();
     while at < to {
         let bytes = read(file, at, MADE_WINDOW_BYTES)?;
         part.windows.push(Window {
-            chunk: Some(ChunkId::of(&bytes)),
+            chunk: Some(hash.id_of(&bytes)),
             crc32c: crc32c::crc32c(&bytes),
         });
         at += window_bytes;

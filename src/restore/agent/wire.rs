@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use barmanfs_catalog::Backup;
 use barmanfs_fs::entry::Stat;
-use barmanfs_store::{ChunkId, Window};
+use barmanfs_store::{ChunkId, Secret, Window};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -18,7 +18,7 @@ use crate::restore::space::TreeSize;
 use crate::restore::tablespaces::Relocations;
 
 /// Both sides must have the same.
-pub(super) const PROTOCOL: u32 = 3;
+pub(super) const PROTOCOL: u32 = 4;
 
 /// A frame has at most so many bytes. A window has at most a few MiB.
 pub(super) const MAX_FRAME_BYTES: usize = 8 << 20;
@@ -119,6 +119,18 @@ pub(super) struct Assignment {
     pub(super) keep: Vec<Pattern>,
     /// Whether a standby is caught up, and how.
     pub(super) catch_up: Option<CatchUp>,
+    /// The key of chunk ids, if they have one.
+    pub(super) chunk_key: Option<ChunkKey>,
+}
+
+/// A key on its way, which nothing shows.
+#[derive(Serialize, Deserialize)]
+pub(super) struct ChunkKey(pub(super) [u8; Secret::BYTES]);
+
+impl std::fmt::Debug for ChunkKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ChunkKey")
+    }
 }
 
 /// What the agent tells.

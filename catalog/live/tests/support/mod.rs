@@ -2,21 +2,49 @@
 #![allow(dead_code, unreachable_pub)]
 
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 
 use barmanfs_catalog::{
-    Backup, BackupEnd, BackupRun, CloneDescription, CloneOrigin, CreateOptions, NewBackup, Repository,
-    ServerName,
+    Backup, BackupEnd, BackupRun, CloneDescription, CloneOrigin, CreateOptions, FirstKey, KeySource,
+    NewBackup, NewRecipient, Repository, ServerName, use_keys_of,
 };
 use barmanfs_pg::backup_manifest::{Checksum, ManifestFile, ManifestWriter};
 use barmanfs_pg::wal_name::WalName;
 use barmanfs_pg::{Lsn, SegmentSize, ServerVersion, SystemId, TimelineId, testing};
+use barmanfs_store::age::Identity;
 pub use barmanfs_store::testing::noise;
-use barmanfs_store::{Attributes, RecordId};
+use barmanfs_store::{Attributes, IdHash, RecordId};
 
 pub const SYSTEM: SystemId = SystemId(7_710_414_268_036_822_209);
 pub const SEGMENT: SegmentSize = SegmentSize::MIN;
 pub const WINDOW: usize = 128 * 1024;
+
+/// The key of encrypted repositories, for tests only.
+pub const TEST_KEY: &str = "AGE-SECRET-KEY-1JVAKRC3AE92THY6K6H2J8R4U5TR0EHT2TXYKVPDQ3WG2ETVWQWKQYG9ZNZ";
+
+fn test_key() -> Identity {
+    Identity::parse_all(TEST_KEY.as_bytes()).unwrap().remove(0)
+}
+
+#[derive(Debug)]
+struct TestKey;
+
+impl KeySource for TestKey {
+    fn identities(&self) -> Result<Vec<Identity>, String> {
+        Ok(vec![test_key()])
+    }
+
+    fn expects(&self, _repository: &Path) -> bool {
+        false
+    }
+}
+
+/// Encrypted repositories are opened by the key of tests from now on.
+pub fn use_test_key() {
+    use_keys_of(Arc::new(TestKey));
+}
 
 /// One thing in a data directory.
 #[derive(Clone)]
@@ -39,6 +67,24 @@ impl Fixture {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("repository");
         let repository = Repository::create(&path, CreateOptions::default()).unwrap();
+        Self {
+            directory,
+            repository,
+            server: "main".parse().unwrap(),
+            system: SYSTEM,
+        }
+    }
+
+    /// One whose repository is encrypted, for [`TEST_KEY`].
+    pub fn encrypted() -> Self {
+        use_test_key();
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("repository");
+        let recipient = test_key().recipient().unwrap();
+        let first = FirstKey::New(IdHash::Blake3Keyed);
+        let recipients = [NewRecipient::Key(recipient)];
+        let options = CreateOptions::default();
+        let repository = Repository::create_encrypted(&path, options, &first, &recipients).unwrap();
         Self {
             directory,
             repository,

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use barmanfs_pg::TimestampMicros;
-use barmanfs_store::{Record, RecordId};
+use barmanfs_store::{Record, RecordId, key_of_pack};
 use rusqlite::Connection;
 
 use crate::archive::backup::configuration::ConfigurationRecord;
@@ -69,7 +69,10 @@ impl Sweep<'_> {
             };
             // A rebuild would lose what is in a pack without its footer. A copy has one again.
             let is_whole_again = without_footer.contains(&pack.id) && !is_damaged;
+            let is_to_seal = self.options.seal_plain
+                && matches!(key_of_pack(self.repository.storage.as_ref(), pack.id), Ok(None));
             if is_left
+                || is_to_seal
                 || is_whole_again
                 || dead_bytes * 100 > pack.stored_bytes * u64::from(self.options.dead_percent)
             {

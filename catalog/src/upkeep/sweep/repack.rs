@@ -91,7 +91,7 @@ impl Sweep<'_> {
         let found = self.repository.db.read(|db| place_in(db, id, pack.id))?;
         let place = found.ok_or(barmanfs_store::Error::MissingChunk(*id))?;
         let location = place.location;
-        let frame = read_frame(self.repository.storage.as_ref(), &location)?;
+        let frame = read_frame(self.repository.storage.as_ref(), id, &location)?;
         let base = location
             .base
             .map(|base| self.repository.chunks().get(&base))
@@ -109,7 +109,7 @@ impl Sweep<'_> {
             base.as_deref(),
         )
         .map_err(|error| damaged(error.to_string()))?;
-        if ChunkId::of(&bytes) != *id {
+        if self.repository.storage.keys().id_of(&bytes) != *id {
             return Err(damaged("Its bytes are not those its id names".to_owned()));
         }
         Ok((place, frame))

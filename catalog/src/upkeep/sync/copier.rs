@@ -268,10 +268,10 @@ fn read_checked(
         );
         Error::from(barmanfs_store::Error::damaged(what, reason))
     };
-    let frame = read_frame(storage, place)?;
+    let frame = read_frame(storage, id, place)?;
     let bytes = decode(&frame.bytes, frame.encoding, place.raw_bytes as usize, base)
         .map_err(|error| damaged(error.to_string()))?;
-    match ChunkId::of(&bytes) == *id {
+    match storage.keys().id_of(&bytes) == *id {
         true => Ok((frame, bytes)),
         false => Err(damaged("Its bytes are not those its id names".to_owned())),
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use barmanfs_store::{
-    ChunkId, ChunkIndex, ChunkLocation, ChunkReader, ClosedPack, Counters, Listed, PackId, PackStorage,
+    ChunkId, ChunkIndex, ChunkLocation, ChunkReader, ClosedPack, Counters, Keys, Listed, PackId, PackStorage,
     PackUpload, Part, PartMark,
 };
 
@@ -24,6 +24,7 @@ pub(super) fn reader(node: &Repository, primary: &Arc<Db>, storage: &Arc<dyn Pac
     let packs = JoinedPacks {
         node: Arc::clone(&node.storage),
         primary: Arc::clone(storage),
+        keys: node.storage.keys().joined(storage.keys()),
     };
     ChunkReader::new(
         Arc::new(packs),
@@ -67,9 +68,14 @@ impl ChunkIndex for JoinedIndex {
 struct JoinedPacks {
     node: Arc<dyn PackStorage>,
     primary: Arc<dyn PackStorage>,
+    keys: Keys,
 }
 
 impl PackStorage for JoinedPacks {
+    fn keys(&self) -> &Keys {
+        &self.keys
+    }
+
     fn begin(&self) -> barmanfs_store::Result<Box<dyn PackUpload>> {
         Err(only_reads())
     }

@@ -218,7 +218,11 @@ fn a_damaged_chunk_is_read_and_not_decoded() {
     std::fs::write(&pack, bytes).unwrap();
     assert!(store.reader.get(&id).unwrap_err().is_damage());
     let counts = store.reader.counters().snapshot();
-    assert_eq!((counts.pack_read_latency.count, counts.pack_reads_failed), (1, 0));
+    assert_eq!(
+        (counts.pack_read_latency.count, counts.pack_reads_failed),
+        (2, 0),
+        "The frame, and whether the pack is sealed"
+    );
     assert_eq!((counts.chunks_decoded, counts.chunk_bytes_decoded), (0, 0));
 }
 

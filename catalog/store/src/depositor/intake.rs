@@ -145,7 +145,7 @@ impl Intake {
                 stored_bytes: 0,
             });
         }
-        let id = ChunkId::of(bytes);
+        let id = self.reader.chunk_hash().id_of(bytes);
         // An unchanged window is where the previous backup has it. Listings and pieces are always looked up: they are
         // few, and a previous tree that cannot be read must not be referenced again.
         let trusted = self.options.trust_previous && class != ContentClass::Map;

@@ -5,12 +5,13 @@
 
 use crate::codec::{Encoding, FrameError, decode_into, encode_whole};
 use crate::error::{Error, Result};
-use crate::id::{ChunkId, PackId, RecordId};
+use crate::id::{ChunkId, KeyId, PackId, RecordId};
 use crate::layout::{
     FORMAT_VERSION, MAX_CHUNK_BYTES, MAX_FOOTER_BYTES, MAX_RECORD_BYTES, PACK_HEADER_BYTES, PACK_MAX_CHUNKS,
-    PACK_TRAILER_BYTES,
+    PACK_TRAILER_BYTES, SEALED_FORMAT_VERSION, SEALED_HEADER_BYTES,
 };
-use crate::pack_header::encode_header;
+use crate::pack_header::Header;
+use crate::seal::{EndKeys, Keys, PlainPacks, SEAL_BYTES, not_sealed};
 use crate::storage::PackStorage;
 
 use super::{ClosedPack, PackedChunk, Record};
@@ -31,10 +32,15 @@ const TRAILER_CHECKED_BYTES: usize = 16;
 /// Size of a record in the footer without its payload: id, kind, length.
 pub(super) const RECORD_HEAD_BYTES: usize = RecordId::BYTES + 1 + 4;
 
-/// A pack's last bytes: footer and trailer.
-pub(super) fn encode_footer(id: PackId, chunks: &[PackedChunk], records: &[Record]) -> Result<Vec<u8>> {
+/// A pack's last bytes: footer and trailer. `keys` are there when the header is that of a sealed pack.
+pub(super) fn encode_footer(
+    header: &Header,
+    keys: Option<&EndKeys>,
+    chunks: &[PackedChunk],
+    records: &[Record],
+) -> Result<Vec<u8>> {
     let body = encode_body(chunks, records);
-    if body.len() > MAX_FOOTER_BYTES {
+    if body.len() > MAX_FOOTER_BYTES - SEAL_BYTES {
         let (bytes, limit) = (body.len() as u64, MAX_FOOTER_BYTES as u64);
         return Err(Error::TooLarge {
             what: "A pack's footer",
@@ -42,21 +48,35 @@ pub(super) fn encode_footer(id: PackId, chunks: &[PackedChunk], records: &[Recor
             limit,
         });
     }
-    Ok(encode_tail(id, &body))
+    encode_tail(header, keys, &body)
 }
 
 /// Footer and trailer around a footer's body.
-pub(super) fn encode_tail(id: PackId, body: &[u8]) -> Vec<u8> {
+pub(super) fn encode_tail(header: &Header, keys: Option<&EndKeys>, body: &[u8]) -> Result<Vec<u8>> {
     let mut tail = encode_whole(body, FOOTER_LEVEL).bytes;
-    let footer_bytes = tail.len();
-    tail.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
-    tail.extend_from_slice(&0_u32.to_le_bytes());
-    tail.extend_from_slice(&(footer_bytes as u32).to_le_bytes());
-    tail.extend_from_slice(&(body.len() as u32).to_le_bytes());
-    let checksum = checksum(&encode_header(id, FORMAT_VERSION), &tail);
+    let added = keys.map_or(0, |_| SEAL_BYTES);
+    let mut fields = Vec::with_capacity(TRAILER_CHECKED_BYTES);
+    fields.extend_from_slice(&header.version().to_le_bytes());
+    fields.extend_from_slice(&0_u32.to_le_bytes());
+    fields.extend_from_slice(&((tail.len() + added) as u32).to_le_bytes());
+    fields.extend_from_slice(&(body.len() as u32).to_le_bytes());
+    let header = header.encode();
+    if let Some(keys) = keys {
+        keys.seal(&associated(&header, &fields), &mut tail)?;
+    }
+    tail.extend_from_slice(&fields);
+    let checksum = match keys {
+        None => checksum(&header, &tail),
+        Some(keys) => keys.checksum(&header, &tail),
+    };
     tail.extend_from_slice(checksum.as_bytes());
     tail.extend_from_slice(&TRAILER_MAGIC);
-    tail
+    Ok(tail)
+}
+
+/// What a footer is sealed together with.
+fn associated(header: &[u8], fields: &[u8]) -> Vec<u8> {
+    [header, fields].concat()
 }
 
 fn encode_body(chunks: &[PackedChunk], records: &[Record]) -> Vec<u8> {
@@ -98,35 +118,106 @@ pub fn read_footer(storage: &dyn PackStorage, id: PackId) -> Result<ClosedPack> 
     if bytes < (PACK_HEADER_BYTES + PACK_TRAILER_BYTES) as u64 {
         return Err(damaged(format!("It has only {bytes} bytes")));
     }
-    let mut header = [0; PACK_HEADER_BYTES];
-    storage.read_at(id, 0, &mut header)?;
+    // A pack of either version has so many bytes.
+    let mut first = [0; SEALED_HEADER_BYTES];
+    storage.read_at(id, 0, &mut first)?;
     let (trailer, checked) = read_tail(storage, id, bytes)?;
-    if checksum(&header, &checked) != trailer.checksum {
-        return Err(damaged("The checksum of its footer is wrong".to_owned()));
-    }
-    if trailer.version > FORMAT_VERSION {
-        let (what, found) = (format!("Pack {id}"), trailer.version);
-        return Err(Error::NewerFormat {
-            what,
-            found,
-            newest: FORMAT_VERSION,
-        });
-    }
-    if header != *encode_header(id, trailer.version) || trailer.version == 0 {
-        return Err(damaged(
-            "Its header does not go with its name and its end".to_owned(),
-        ));
-    }
-    let stored = checked.get(..trailer.footer_bytes).unwrap_or_default();
-    let body = unpack_footer(stored, trailer.raw_bytes).map_err(|reason| damaged(reason.to_string()))?;
+    let (header, body) = match trailer.version {
+        SEALED_FORMAT_VERSION => open_footer(storage.keys(), id, &first, &trailer, checked)?,
+        _ => plain_footer(storage.keys(), id, &first, &trailer, &checked)?,
+    };
     let frames_end = bytes - (trailer.footer_bytes + PACK_TRAILER_BYTES) as u64;
-    let (chunks, records) = parse_body(&body, frames_end).map_err(|reason| damaged(reason.to_owned()))?;
+    let (chunks, records) =
+        parse_body(&body, &header, frames_end).map_err(|reason| damaged(reason.to_owned()))?;
     Ok(ClosedPack {
         id,
         bytes,
         chunks,
         records,
     })
+}
+
+/// The header of a plain pack and the body of its footer.
+fn plain_footer(
+    keys: &Keys,
+    id: PackId,
+    first: &[u8; SEALED_HEADER_BYTES],
+    trailer: &Trailer,
+    checked: &[u8],
+) -> Result<(Header, Vec<u8>)> {
+    let damaged = |reason: String| Error::damaged(format!("Pack {id}"), reason);
+    let (first, _) = first.split_at(PACK_HEADER_BYTES);
+    if *checksum(first, checked).as_bytes() != trailer.checksum {
+        return Err(damaged("The checksum of its footer is wrong".to_owned()));
+    }
+    if trailer.version > SEALED_FORMAT_VERSION {
+        let (what, found) = (format!("Pack {id}"), trailer.version);
+        return Err(Error::NewerFormat {
+            what,
+            found,
+            newest: SEALED_FORMAT_VERSION,
+        });
+    }
+    let header = Header::Plain { id };
+    if *first != *header.encode() || trailer.version != FORMAT_VERSION {
+        return Err(damaged(
+            "Its header does not go with its name and its end".to_owned(),
+        ));
+    }
+    if keys.plain_packs() == PlainPacks::Refused {
+        return Err(not_sealed(id));
+    }
+    let stored = checked.get(..trailer.footer_bytes).unwrap_or_default();
+    let body = unpack_footer(stored, trailer.raw_bytes).map_err(|reason| damaged(reason.to_string()))?;
+    Ok((header, body))
+}
+
+/// The same of a sealed pack.
+fn open_footer(
+    keys: &Keys,
+    id: PackId,
+    first: &[u8; SEALED_HEADER_BYTES],
+    trailer: &Trailer,
+    mut checked: Vec<u8>,
+) -> Result<(Header, Vec<u8>)> {
+    let damaged = |reason: String| Error::damaged(format!("Pack {id}"), reason);
+    let (key, salt) = match Header::parse(first) {
+        Some(Header::Sealed { id: named, key, salt }) if named == id => (key, salt),
+        _ => {
+            return Err(damaged(
+                "Its header does not go with its name and its end".to_owned(),
+            ));
+        }
+    };
+    let Some(end) = keys.end_keys(key, &salt) else {
+        return Err(
+            match is_of_held_key(keys, &Header::Sealed { id, key, salt }, trailer, &checked) {
+                true => damaged("The key id in its header is wrong".to_owned()),
+                false => Error::no_key(format!("Pack {id}"), key),
+            },
+        );
+    };
+    if end.checksum(first, &checked) != trailer.checksum {
+        return Err(damaged("The checksum of its footer is wrong".to_owned()));
+    }
+    let fields = checked.split_off(trailer.footer_bytes);
+    end.open(&associated(first, &fields), &mut checked)
+        .ok_or_else(|| damaged("Its footer is not what was sealed".to_owned()))?;
+    let body = unpack_footer(&checked, trailer.raw_bytes).map_err(|reason| damaged(reason.to_string()))?;
+    Ok((Header::Sealed { id, key, salt }, body))
+}
+
+/// Whether a pack whose header names a key that is not held was written under one that is: then the name is damaged.
+fn is_of_held_key(keys: &Keys, header: &Header, trailer: &Trailer, checked: &[u8]) -> bool {
+    let Header::Sealed { id, salt, .. } = *header else {
+        return false;
+    };
+    let fits = |key: KeyId| {
+        let header = Header::Sealed { id, key, salt }.encode();
+        let end = keys.end_keys(key, &salt);
+        end.is_some_and(|end| end.checksum(&header, checked) == trailer.checksum)
+    };
+    keys.ids().any(fits)
 }
 
 /// A pack's last bytes, parsed.
@@ -191,7 +282,11 @@ fn unpack_footer(stored: &[u8], raw_bytes: usize) -> Result<Vec<u8>, FrameError>
 const CUT_SHORT: &str = "Its footer is cut short";
 
 /// Parses the footer; `frames_end` is where it begins in the file, and so where the last frame must end.
-fn parse_body(body: &[u8], frames_end: u64) -> Result<(Vec<PackedChunk>, Vec<Record>), &'static str> {
+fn parse_body(
+    body: &[u8],
+    header: &Header,
+    frames_end: u64,
+) -> Result<(Vec<PackedChunk>, Vec<Record>), &'static str> {
     let mut fields = Fields(body);
     let chunk_count = fields.u32().ok_or(CUT_SHORT)? as usize;
     let record_count = fields.u32().ok_or(CUT_SHORT)? as usize;
@@ -199,9 +294,13 @@ fn parse_body(body: &[u8], frames_end: u64) -> Result<(Vec<PackedChunk>, Vec<Rec
         return Err("Its footer lists more chunks than a pack has");
     }
     let mut chunks = Vec::with_capacity(chunk_count);
-    let mut offset = PACK_HEADER_BYTES as u32;
+    let mut offset = header.bytes() as u32;
+    let added_bytes = match header {
+        Header::Plain { .. } => 0,
+        Header::Sealed { .. } => SEAL_BYTES,
+    };
     for _ in 0..chunk_count {
-        let chunk = parse_chunk(&mut fields, offset)?;
+        let chunk = parse_chunk(&mut fields, offset, added_bytes)?;
         offset = offset
             .checked_add(chunk.stored_bytes)
             .ok_or("Its chunks reach beyond 4 GiB")?;
@@ -222,7 +321,12 @@ fn parse_body(body: &[u8], frames_end: u64) -> Result<(Vec<PackedChunk>, Vec<Rec
     }
 }
 
-fn parse_chunk(fields: &mut Fields<'_>, offset: u32) -> Result<PackedChunk, &'static str> {
+/// `added_bytes` are what sealing adds to a frame.
+fn parse_chunk(
+    fields: &mut Fields<'_>,
+    offset: u32,
+    added_bytes: usize,
+) -> Result<PackedChunk, &'static str> {
     let id = ChunkId(fields.array().ok_or(CUT_SHORT)?);
     let encoding =
         Encoding::from_u8(fields.u8().ok_or(CUT_SHORT)?).ok_or("It has a chunk of unknown encoding")?;
@@ -232,7 +336,9 @@ fn parse_chunk(fields: &mut Fields<'_>, offset: u32) -> Result<PackedChunk, &'st
         Encoding::Stored | Encoding::Zstd => None,
         Encoding::Delta => Some(ChunkId(fields.array().ok_or(CUT_SHORT)?)),
     };
-    if stored_bytes.max(raw_bytes) as usize > MAX_CHUNK_BYTES {
+    let frame_bytes = (stored_bytes as usize).checked_sub(added_bytes);
+    let frame_bytes = frame_bytes.ok_or("It has a frame shorter than any sealed frame is")?;
+    if frame_bytes.max(raw_bytes as usize) > MAX_CHUNK_BYTES {
         return Err("It has a chunk larger than any chunk is");
     }
     if base == Some(id) {

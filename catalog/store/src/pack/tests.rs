@@ -7,7 +7,7 @@ use crate::codec::{decode, encode_delta, encode_whole};
 use crate::layout::{
     MAX_RECORD_BYTES, PACK_HEADER_BYTES, PACK_MAX_CHUNKS, PACK_TARGET_BYTES, PACK_TRAILER_BYTES,
 };
-use crate::pack_header::encode_header;
+use crate::pack_header::Header;
 use crate::testing::MemoryPacks;
 
 fn record(kind: u8, payload: &[u8]) -> Record {
@@ -73,7 +73,7 @@ proptest! {
         prop_assert_eq!(&read_footer(&storage, closed.id).unwrap(), &closed);
         let known: HashMap<_, _> = chunks.iter().map(|bytes| (ChunkId::of(bytes), bytes)).collect();
         for chunk in &closed.chunks {
-            let frame = read_frame(&storage, &chunk.location(closed.id)).unwrap();
+            let frame = read_frame(&storage, &chunk.id, &chunk.location(closed.id)).unwrap();
             let base = chunk.base.map(|base| known[&base].as_slice());
             let bytes = decode(&frame.bytes, frame.encoding, chunk.raw_bytes as usize, base).unwrap();
             prop_assert_eq!(&bytes, known[&chunk.id]);
@@ -124,8 +124,9 @@ proptest! {
     ) {
         let storage = MemoryPacks::default();
         let id = PackId([1; 16]);
-        let mut file = encode_header(id, 1);
-        file.extend_from_slice(&footer::encode_tail(id, &body));
+        let header = Header::Plain { id };
+        let mut file = header.encode();
+        file.extend_from_slice(&footer::encode_tail(&header, None, &body).unwrap());
         storage.files.lock().unwrap().insert(id, file);
         match read_footer(&storage, id) {
             Ok(pack) => prop_assert!(pack.chunks.iter().all(|chunk| chunk.stored_bytes == 0)),
@@ -174,9 +175,9 @@ fn the_bytes_are_those_of_format_md() {
 fn a_newer_pack_is_distinguished_from_a_damaged_one() {
     let storage = MemoryPacks::default();
     let id = PackId([9; 16]);
-    let header = encode_header(id, 2);
-    let mut file = header.clone();
-    file.extend_from_slice(&[2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    let mut file = Header::Plain { id }.encode();
+    file[8] = 3;
+    file.extend_from_slice(&[3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
     let checksum = blake3::hash(&file);
     file.extend_from_slice(checksum.as_bytes());
     file.extend_from_slice(b"bmfs-end");
@@ -187,8 +188,8 @@ fn a_newer_pack_is_distinguished_from_a_damaged_one() {
         matches!(
             error,
             Error::NewerFormat {
-                found: 2,
-                newest: 1,
+                found: 3,
+                newest: 2,
                 ..
             }
         ),

@@ -4,10 +4,10 @@ use crate::codec::{Encoding, Frame};
 use crate::error::{Error, Result};
 use crate::id::{ChunkId, PackId};
 use crate::layout::{
-    FORMAT_VERSION, MAX_CHUNK_BYTES, MAX_RECORD_BYTES, PACK_HEADER_BYTES, PACK_MAX_CHUNKS,
-    PACK_RECORDS_TARGET_BYTES, PACK_TARGET_BYTES,
+    MAX_CHUNK_BYTES, MAX_RECORD_BYTES, PACK_MAX_CHUNKS, PACK_RECORDS_TARGET_BYTES, PACK_TARGET_BYTES,
 };
-use crate::pack_header::encode_header;
+use crate::pack_header::Header;
+use crate::seal::{EndKeys, FrameKey, FramePlace, SALT_BYTES, SEAL_BYTES};
 use crate::storage::{PackStorage, PackUpload};
 
 use super::footer::{RECORD_HEAD_BYTES, encode_footer};
@@ -17,7 +17,9 @@ use super::{ClosedPack, PackedChunk, Record};
 /// it is removed.
 #[derive(Debug)]
 pub struct PackWriter {
-    id: PackId,
+    header: Header,
+    /// Of a sealed pack.
+    seal: Option<Box<Seal>>,
     upload: Box<dyn PackUpload>,
     /// Bytes written so far, which is where the next frame begins.
     offset: u32,
@@ -26,18 +28,45 @@ pub struct PackWriter {
     record_bytes: usize,
 }
 
+/// What seals a pack.
+#[derive(Debug)]
+struct Seal {
+    frames: FrameKey,
+    end: EndKeys,
+    /// A frame being sealed; keeps its capacity from frame to frame.
+    frame: Vec<u8>,
+}
+
 impl PackWriter {
-    /// Begins a pack under a new id.
+    /// Begins a pack under a new id, sealed by the newest key of the storage if it has keys.
     ///
     /// # Errors
     /// When `storage` cannot begin one.
     pub fn begin(storage: &dyn PackStorage) -> Result<Self> {
         let mut upload = storage.begin()?;
         let id = upload.id();
-        upload.write(&encode_header(id, FORMAT_VERSION))?;
-        let offset = PACK_HEADER_BYTES as u32;
+        let (header, seal) = match storage.keys().newest() {
+            None => (Header::Plain { id }, None),
+            Some(key) => {
+                let mut salt = [0; SALT_BYTES];
+                getrandom::fill(&mut salt).map_err(|source| Error::Random(source.to_string()))?;
+                let frames = storage.keys().frame_key(key, &salt)?;
+                let end = storage.keys().end_keys(key, &salt);
+                let (Some(frames), Some(end)) = (frames, end) else {
+                    return Err(Error::no_key(format!("Pack {id}"), key));
+                };
+                let frame = Vec::new();
+                (
+                    Header::Sealed { id, key, salt },
+                    Some(Box::new(Seal { frames, end, frame })),
+                )
+            }
+        };
+        upload.write(&header.encode())?;
+        let offset = header.bytes() as u32;
         Ok(Self {
-            id,
+            header,
+            seal,
             upload,
             offset,
             chunks: Vec::new(),
@@ -48,7 +77,7 @@ impl PackWriter {
 
     /// The pack's id.
     pub fn id(&self) -> PackId {
-        self.id
+        self.header.id()
     }
 
     /// Whether the pack should be closed before more is put into it.
@@ -80,11 +109,12 @@ impl PackWriter {
         base: Option<ChunkId>,
         frame: &Frame,
     ) -> Result<PackedChunk> {
+        let added_bytes = self.seal.as_ref().map_or(0, |_| SEAL_BYTES as u32);
         let chunk = PackedChunk {
             id,
             encoding: frame.encoding,
             offset: self.offset,
-            stored_bytes: chunk_size(frame.bytes.len())?,
+            stored_bytes: chunk_size(frame.bytes.len())? + added_bytes,
             raw_bytes: chunk_size(raw_bytes)?,
             base,
         };
@@ -94,9 +124,25 @@ impl PackWriter {
             )));
         }
         if self.is_full() {
-            return Err(Error::Invalid(format!("Pack {} is full", self.id)));
+            return Err(Error::Invalid(format!("Pack {} is full", self.id())));
         }
-        self.upload.write(&frame.bytes)?;
+        match &mut self.seal {
+            None => self.upload.write(&frame.bytes)?,
+            Some(seal) => {
+                seal.frame.clear();
+                seal.frame.extend_from_slice(&frame.bytes);
+                let place = FramePlace {
+                    pack: self.header.id(),
+                    offset: chunk.offset,
+                    chunk: id,
+                    encoding: chunk.encoding,
+                    stored_bytes: chunk.stored_bytes,
+                    raw_bytes: chunk.raw_bytes,
+                };
+                seal.frames.seal(&place, &mut seal.frame)?;
+                self.upload.write(&seal.frame)?;
+            }
+        }
         self.offset += chunk.stored_bytes;
         self.chunks.push(chunk);
         Ok(chunk)
@@ -126,12 +172,17 @@ impl PackWriter {
     /// # Errors
     /// When writing fails; nothing of the pack is left then.
     pub fn close(mut self) -> Result<ClosedPack> {
-        let tail = encode_footer(self.id, &self.chunks, &self.records)?;
+        let tail = encode_footer(
+            &self.header,
+            self.seal.as_ref().map(|seal| &seal.end),
+            &self.chunks,
+            &self.records,
+        )?;
         self.upload.write(&tail)?;
         self.upload.finish()?;
         let bytes = u64::from(self.offset) + tail.len() as u64;
         Ok(ClosedPack {
-            id: self.id,
+            id: self.header.id(),
             bytes,
             chunks: self.chunks,
             records: self.records,

@@ -7,6 +7,7 @@ use super::{Listed, PackStorage, PackUpload, Part, PartMark};
 use crate::counters::Counters;
 use crate::error::Result;
 use crate::id::PackId;
+use crate::seal::Keys;
 
 /// A storage that counts reads of packs and complete packs, and passes everything on.
 #[derive(Debug)]
@@ -31,6 +32,10 @@ impl CountedPacks {
 }
 
 impl PackStorage for CountedPacks {
+    fn keys(&self) -> &Keys {
+        self.packs.keys()
+    }
+
     fn begin(&self) -> Result<Box<dyn PackUpload>> {
         Ok(self.counted(self.packs.begin()?))
     }

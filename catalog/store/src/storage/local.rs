@@ -20,6 +20,7 @@ use crate::error::{Error, Result};
 use crate::id::PackId;
 use crate::layout::PACK_HEADER_BYTES;
 use crate::pack_header::id_in_header;
+use crate::seal::Keys;
 use crate::sync::lock;
 
 use super::regular::NONBLOCK;
@@ -178,6 +179,10 @@ impl LocalPacks {
 }
 
 impl PackStorage for LocalPacks {
+    fn keys(&self) -> &Keys {
+        Keys::none()
+    }
+
     fn begin(&self) -> Result<Box<dyn PackUpload>> {
         // Random: a counter would be in the catalog, and go back with a catalog of an earlier time.
         let id = PackId::random()?;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::sync::lock;
-use crate::{Error, Listed, PackId, PackStorage, PackUpload, Part, PartMark, Result};
+use crate::{Error, Keys, Listed, PackId, PackStorage, PackUpload, Part, PartMark, Result};
 
 type Files = Arc<Mutex<HashMap<PackId, Vec<u8>>>>;
 
@@ -25,6 +25,10 @@ struct MemoryUpload {
 }
 
 impl PackStorage for MemoryPacks {
+    fn keys(&self) -> &Keys {
+        Keys::none()
+    }
+
     fn begin(&self) -> Result<Box<dyn PackUpload>> {
         Ok(Box::new(MemoryUpload {
             files: Arc::clone(&self.files),
@@ -201,6 +205,10 @@ fn note(rule: &Mutex<Rule>, call: &Call) -> Result<()> {
 }
 
 impl<S: PackStorage> PackStorage for TestPacks<S> {
+    fn keys(&self) -> &Keys {
+        self.packs.keys()
+    }
+
     fn begin(&self) -> Result<Box<dyn PackUpload>> {
         self.note(&Call::Begin)?;
         Ok(Box::new(TestUpload {
