@@ -84,7 +84,9 @@ fn everything_works_on_an_encrypted_repository_and_nothing_shows_without_its_key
             &second,
             &site.path("again").display().to_string(),
         ]);
+        let mount = Mount::new(&site);
         site.ok(&["clone", "create", "main", "test"]);
+        drop(mount);
         comes_back(&site, &copy);
         nothing_works_without_the_key(&site);
     });
@@ -171,7 +173,7 @@ fn a_plain_repository_is_encrypted_while_it_is_in_use(install: &'static Install)
             serde_json::from_slice(&run.stdout).unwrap_or_else(|error| panic!("{error}: {run}"));
         report["complete"] == true
     });
-    assert_eq!(site.backup_ids(), [second, first]);
+    assert_eq!(site.backup_ids(), [first, second]);
     assert!(mount.path("main/latest/PG_VERSION").exists());
     drop(mount);
     for text in ["backup_label", "pgbench", "\"main\""] {

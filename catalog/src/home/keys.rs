@@ -232,7 +232,7 @@ fn open_one(repository: &Path, key: KeyId, files: &[KeyFile], identities: &[Iden
                 problem = Some(format!(
                     "{}: it holds another key than its name says",
                     file.path.display()
-                ))
+                ));
             }
         }
     }

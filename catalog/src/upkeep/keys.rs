@@ -8,7 +8,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use barmanfs_store::{IdHash, KeyId, PackStorage, PlainPacks, SealedKey, SealedPacks, key_of_pack};
+use barmanfs_store::{
+    Error as StoreError, IdHash, KeyId, PackStorage, PlainPacks, SealedKey, SealedPacks, key_of_pack,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -134,7 +136,13 @@ impl Repository {
     pub fn plain_packs(&self) -> Result<u64> {
         let mut plain = 0;
         self.storage.list(&mut |pack| {
-            plain += u64::from(matches!(key_of_pack(self.storage.as_ref(), pack), Ok(None)));
+            plain += match key_of_pack(self.storage.as_ref(), pack) {
+                Ok(Some(_)) | Err(StoreError::MissingPack(_)) => 0,
+                Ok(None) => 1,
+                // It may be a plain one, whose frames can still be read.
+                Err(error) if error.is_damage() => 1,
+                Err(error) => return Err(error),
+            };
             Ok(())
         })?;
         Ok(plain)

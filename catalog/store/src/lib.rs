@@ -47,9 +47,9 @@ pub use id::{ChunkId, KeyId, PackId, RecordId};
 pub use index::ChunkIndex;
 pub use listing::{Attributes, DirectoryRef, Entry, Node, PageRef};
 pub use location::ChunkLocation;
-pub use pack::{ClosedPack, PackWriter, PackedChunk, Record, read_footer, read_frame};
+pub use pack::{ClosedPack, PackWriter, PackedChunk, Record, key_of_pack, read_footer, read_frame};
 pub use reader::ChunkReader;
-pub use seal::{ChunkHash, IdHash, Keys, PlainPacks, SealedKey, Secret, key_of_pack};
+pub use seal::{ChunkHash, IdHash, Keys, PlainPacks, SealedKey, Secret};
 pub use storage::{
     CountedPacks, Listed, LocalPacks, PackStorage, PackUpload, Part, PartMark, SealedPacks, open_regular,
     open_unlinked,

@@ -13,9 +13,12 @@ use crate::seal::{FramePlace, SEAL_BYTES};
 use crate::storage::PackStorage;
 
 mod footer;
+mod opener;
 mod writer;
 
 pub use footer::read_footer;
+pub(crate) use opener::explain;
+pub use opener::key_of_pack;
 pub use writer::PackWriter;
 
 /// A chunk in a pack.
@@ -107,7 +110,7 @@ pub(crate) fn read_frame_into<'a>(
     }
     buffer.resize(stored_bytes, 0);
     storage.read_at(location.pack, location.offset.into(), buffer)?;
-    let Some(key) = storage.keys().opener(storage, location.pack)? else {
+    let Some(key) = opener::opener(storage, location.pack)? else {
         return Ok(buffer);
     };
     let place = FramePlace {

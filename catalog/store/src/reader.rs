@@ -19,7 +19,7 @@ use crate::id::ChunkId;
 use crate::index::ChunkIndex;
 use crate::layout::MAX_CHUNK_BYTES;
 use crate::location::ChunkLocation;
-use crate::pack::read_frame_into;
+use crate::pack::{explain, read_frame_into};
 use crate::seal::{ChunkHash, SEAL_BYTES};
 use crate::storage::PackStorage;
 
@@ -243,8 +243,7 @@ impl Core {
 
     /// A sealed pack is not damaged where no key is held.
     fn explain(&self, location: &ChunkLocation, damage: Error) -> Error {
-        let storage = self.storage.as_ref();
-        storage.keys().explain(storage, location.pack, damage)
+        explain(self.storage.as_ref(), location.pack, damage)
     }
 
     fn base_of(&self, id: &ChunkId, location: &ChunkLocation, base: ChunkId) -> Result<Arc<[u8]>> {

@@ -11,8 +11,7 @@ mod pack_keys;
 mod sealed_key;
 mod secret;
 
-pub(crate) use keys::not_sealed;
-pub use keys::{ChunkHash, IdHash, Keys, PlainPacks, key_of_pack};
+pub use keys::{ChunkHash, IdHash, Keys, PlainPacks};
 pub(crate) use pack_keys::{EndKeys, FrameKey, FramePlace, SALT_BYTES, Salt};
 pub use sealed_key::{BadKeyText, SealedKey};
 pub use secret::Secret;

@@ -6,9 +6,9 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use barmanfs_pg::wal_name::WalName;
+use barmanfs_store::LocalPacks;
 use barmanfs_store::age::{Identity, Recipient};
 use barmanfs_store::testing::{Call, TestPacks};
-use barmanfs_store::{Error as StoreError, LocalPacks};
 
 use super::*;
 use crate::archive::derive::derive;

@@ -70,7 +70,10 @@ impl Sweep<'_> {
             // A rebuild would lose what is in a pack without its footer. A copy has one again.
             let is_whole_again = without_footer.contains(&pack.id) && !is_damaged;
             let is_to_seal = self.options.seal_plain
-                && matches!(key_of_pack(self.repository.storage.as_ref(), pack.id), Ok(None));
+                && !matches!(
+                    key_of_pack(self.repository.storage.as_ref(), pack.id),
+                    Ok(Some(_))
+                );
             if is_left
                 || is_to_seal
                 || is_whole_again

@@ -11,9 +11,10 @@ use crate::layout::{
     PACK_TRAILER_BYTES, SEALED_FORMAT_VERSION, SEALED_HEADER_BYTES,
 };
 use crate::pack_header::Header;
-use crate::seal::{EndKeys, Keys, PlainPacks, SEAL_BYTES, not_sealed};
+use crate::seal::{EndKeys, Keys, PlainPacks, SEAL_BYTES};
 use crate::storage::PackStorage;
 
+use super::opener::not_sealed;
 use super::{ClosedPack, PackedChunk, Record};
 
 /// Last bytes of a pack: they show that it was written to its end.

@@ -8,9 +8,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::id::{ChunkId, KeyId, PackId};
-use crate::layout::{PACK_HEADER_BYTES, SEALED_HEADER_BYTES};
-use crate::pack_header::Header;
-use crate::storage::PackStorage;
 use crate::sync::lock;
 
 use super::sealed_key::{DATA, FOOTERS};
@@ -219,64 +216,13 @@ impl Keys {
         self.held.iter().find(|held| held.id == id)
     }
 
-    /// The key of the frames of a pack; `None` for a plain pack.
-    pub(crate) fn opener(&self, storage: &dyn PackStorage, pack: PackId) -> Result<Option<Arc<FrameKey>>> {
-        if self.held.is_empty() {
-            return Ok(None);
-        }
-        if let Some(known) = lock(&self.opened).get(&pack) {
-            return Ok(known.clone());
-        }
-        let opener = match read_header(storage, pack)? {
-            Header::Plain { .. } if self.plain == PlainPacks::Accepted => None,
-            Header::Plain { .. } => return Err(not_sealed(pack)),
-            Header::Sealed { key, salt, .. } => {
-                let frames = self.frame_key(key, &salt)?;
-                Some(Arc::new(
-                    frames.ok_or_else(|| Error::no_key(format!("Pack {pack}"), key))?,
-                ))
-            }
-        };
+    /// What was remembered of a pack: the key of its frames, or that it is plain.
+    pub(crate) fn remembered(&self, pack: PackId) -> Option<Option<Arc<FrameKey>>> {
+        lock(&self.opened).get(&pack).cloned()
+    }
+
+    /// Remembers it.
+    pub(crate) fn remember(&self, pack: PackId, opener: &Option<Arc<FrameKey>>) {
         lock(&self.opened).put(pack, opener.clone());
-        Ok(opener)
     }
-
-    /// What to say of a frame that is not as it should be, where no keys are held: a sealed pack is not damaged.
-    pub(crate) fn explain(&self, storage: &dyn PackStorage, pack: PackId, damage: Error) -> Error {
-        if self.seals() || !damage.is_damage() {
-            return damage;
-        }
-        match read_header(storage, pack) {
-            Ok(Header::Sealed { key, .. }) => Error::no_key(format!("Pack {pack}"), key),
-            _ => damage,
-        }
-    }
-}
-
-/// A pack's key; `None` for a plain pack. Its checksum is not checked.
-///
-/// # Errors
-/// When the pack cannot be read, or does not begin as a pack.
-pub fn key_of_pack(storage: &dyn PackStorage, pack: PackId) -> Result<Option<KeyId>> {
-    Ok(match read_header(storage, pack)? {
-        Header::Plain { .. } => None,
-        Header::Sealed { key, .. } => Some(key),
-    })
-}
-
-/// A plain pack where all are sealed.
-pub(crate) fn not_sealed(pack: PackId) -> Error {
-    let reason = "It is not sealed, as all packs of this repository are: it is not one of them";
-    Error::damaged(format!("Pack {pack}"), reason)
-}
-
-/// The header of a pack. Every pack of version 1 is at least as long as a header of version 2.
-fn read_header(storage: &dyn PackStorage, pack: PackId) -> Result<Header> {
-    let mut header = [0; SEALED_HEADER_BYTES];
-    storage.read_at(pack, 0, &mut header)?;
-    let header = Header::parse(&header).filter(|header| header.id() == pack);
-    header.ok_or_else(|| {
-        let reason = format!("Its first {PACK_HEADER_BYTES} bytes are not those of a pack with its name");
-        Error::damaged(format!("Pack {pack}"), reason)
-    })
 }

@@ -7,8 +7,8 @@ use crate::codec::{Encoding, decode, encode_delta, encode_whole};
 use crate::layout::{PACK_TRAILER_BYTES, SEALED_HEADER_BYTES};
 use crate::testing::MemoryPacks;
 use crate::{
-    ChunkId, ClosedPack, Error, PackId, PackStorage, PackWriter, Record, RecordId, SealedPacks, read_footer,
-    read_frame,
+    ChunkId, ClosedPack, Error, PackId, PackStorage, PackWriter, Record, RecordId, SealedPacks, key_of_pack,
+    read_footer, read_frame,
 };
 
 /// Packs in memory, sealed by keys.
@@ -276,7 +276,7 @@ fn a_key_that_is_not_held_is_not_damage() {
     assert!(matches!(frame, Err(Error::NoKey { .. })), "{frame:?}");
     // Who held no key when the repository was opened reads bytes that mean nothing, and looks why.
     let damage = Error::damaged("A chunk", "It decodes to something else");
-    let explained = Keys::none().explain(without.as_ref(), closed.id, damage);
+    let explained = crate::pack::explain(without.as_ref(), closed.id, damage);
     assert!(matches!(explained, Error::NoKey { .. }), "{explained}");
 }
 
