@@ -52,7 +52,9 @@ pub use archive::wal::{
     scan_segment,
 };
 pub use error::{Error, Result};
-pub use home::keys::{Encryption, FirstKey, KeyFile, KeySource, NewRecipient, key_files, refuse_plain, use_keys_of};
+pub use home::keys::{
+    Encryption, FirstKey, KeyFile, KeySource, NewRecipient, key_files, refuse_plain, use_keys_of,
+};
 pub use home::owner::{AsOwner, Owner};
 pub use home::settings::{Compression, CreateOptions, Settings, new_settings, repository_id};
 pub use index::remote::{Remote, RemotePacks, StreamPrefix};

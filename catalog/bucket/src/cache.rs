@@ -15,7 +15,7 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use barmanfs_store::sync::lock;
-use barmanfs_store::{Listed, PackId, PackStorage, PackUpload, Part, PartMark};
+use barmanfs_store::{Keys, Listed, PackId, PackStorage, PackUpload, Part, PartMark};
 use bytes::Bytes;
 use lru::LruCache;
 
@@ -321,6 +321,10 @@ impl Drop for Flight<'_> {
 }
 
 impl PackStorage for BlockCache {
+    fn keys(&self) -> &Keys {
+        self.core.packs.keys()
+    }
+
     fn begin(&self) -> Result<Box<dyn PackUpload>> {
         Ok(self.filled(self.core.packs.begin()?))
     }

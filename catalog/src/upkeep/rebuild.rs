@@ -170,7 +170,10 @@ pub(super) fn rebuild(
     monitor: &mut dyn Monitor,
 ) -> Result<RebuildReport> {
     let home = Home::at(path)?;
-    let settings = options.made_settings.clone().map_or_else(|| read_settings(&home), Ok)?;
+    let settings = options
+        .made_settings
+        .clone()
+        .map_or_else(|| read_settings(&home), Ok)?;
     let (packs, at_once) = match remote {
         None => (local_packs(path, keys_of(&home, &settings)?)?, 1),
         Some(remote) => {
