@@ -81,7 +81,7 @@ fn one_host_writes_and_others_read_and_recover_from_a_bucket(install: &'static I
     });
     recovers(install, &there, "to", expected);
     there
-        .barmanfs(&["delete", "main", &first])
+        .barmanfs(&["delete", "main", &first, "--force"])
         .refused(1)
         .says(&["is written by host", "init --take-over"]);
     let checked = there.barmanfs(&["check", "all"]).all();
@@ -92,14 +92,14 @@ fn one_host_writes_and_others_read_and_recover_from_a_bucket(install: &'static I
     server.query("VACUUM FULL pgbench_accounts");
     site.backup();
     site.ok(&["delete", "main", &first]);
-    let swept = site.json(&["sweep", "--json"]);
+    let swept = site.json(&["sweep"]);
     assert!(swept["removed_packs"].as_u64() > Some(0), "{swept}");
     let ids = site.backup_ids();
     until("the mount of the other host shows what there is now", || {
         let shown = there.list(&mount.path("main/raw"));
         ids.iter().all(|id| shown.contains(id)) && !shown.contains(&first)
     });
-    mount.unmount();
+    drop(mount);
     assert_equal(&site, &there);
     there.ok(&["rebuild-catalog"]);
     assert_equal(&site, &there);

@@ -334,6 +334,7 @@ impl Bucket {
             return self.list_versions(versions, &prefix, after.as_ref(), each);
         }
         let mut last = after;
+        let mut began = false;
         let mut failing = Failing::default();
         loop {
             let mut stream = match &last {
@@ -354,6 +355,7 @@ impl Bucket {
                             each(&key, object.size)?;
                         }
                         last = Some(object.location);
+                        began = true;
                     }
                     Ok(Ok(None)) => return Ok(()),
                     Ok(Err(error)) => break Trouble::of(&error),
@@ -361,8 +363,9 @@ impl Bucket {
                 }
             };
             match failed {
-                // A directory that is not there is an empty prefix. A store lists nothing in other words.
-                Trouble::Missing if self.is_directory => return Ok(()),
+                // A directory that is not there is an empty prefix. A store lists nothing in other words. A listing that broke off
+                // has not all: who decides by what is absent must not take it for that.
+                Trouble::Missing if self.is_directory && !began => return Ok(()),
                 Trouble::Missing => {
                     let reason = "the store answers that there is no such place".to_owned();
                     return Err(self.error("list", under, reason));

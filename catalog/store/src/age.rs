@@ -4,7 +4,7 @@
 //! Written are files with one recipient, an X25519 key or a passphrase. Read are files with any number of recipients, of
 //! which some may be of kinds that are not known here. The content is at most one chunk of age's payload, 64 KiB.
 //!
-//! X25519 comes from `x25519-dalek`, scrypt from `scrypt`, all else from ring. (The `age` crate needs 61 crates more.)
+//! X25519 comes from `x25519-dalek`, scrypt from `scrypt`, all else from ring.
 
 use std::fmt;
 

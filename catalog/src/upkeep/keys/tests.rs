@@ -242,7 +242,10 @@ fn on_failing_packs(path: &Path) -> (Arc<TestPacks<LocalPacks>>, Repository) {
     let keys = unlock(path, &settings).unwrap().unwrap();
     let packs = Arc::new(TestPacks::new(LocalPacks::open(&path.join(PACKS)).unwrap()));
     let sealed = Arc::new(SealedPacks::new(packs.clone(), keys));
-    (packs, Repository::on(home, settings, sealed, None, derive).unwrap())
+    (
+        packs,
+        Repository::on(home, settings, sealed, None, derive).unwrap(),
+    )
 }
 
 fn half_encrypted() -> (Place, Archived) {
