@@ -124,9 +124,8 @@ fn init(app: &mut App, path: &Path, args: &RecipientArgs) -> Result<Outcome, Err
     ))?;
     app.out
         .line("Start receive-wal, mounts and clones again: they opened the repository without a key")?;
-    app.out.line(
-        "'barmanfs encrypt' seals what is there; a copy in an object store is made anew under another prefix",
-    )?;
+    app.out
+        .line("'barmanfs encrypt' seals what is there; a new copy in an object store needs another prefix")?;
     warn_if_shut(app, path)
 }
 

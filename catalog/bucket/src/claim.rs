@@ -1,6 +1,6 @@
 //! Which host writes into a repository in a bucket: one at a time.
 //!
-//! `hosts/<n>` are created one after the other, and the newest counts. Whoever creates the next number has taken the repository
+//! `hosts/<n>` are created one after the other, and the newest counts. The host that creates the next number has taken the repository
 //! over. The one before finds that out by asking for the number behind its own, which it does before it puts or removes
 //! a pack. A request that is under way at that moment still arrives: so nobody takes over while the other host writes.
 

@@ -158,7 +158,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_follow_each_other_whoever_asks() {
+    fn numbers_follow_each_other_in_whatever_process() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("stream");
         let ids: Vec<PackId> = std::thread::scope(|scope| {

@@ -2,8 +2,8 @@
 //! opens them in this process.
 //!
 //! `keys/<key id>/<n>.age` is the key, wrapped for one recipient; `<n>.json` says for whom. A file is written once. The keys
-//! that open them belong to the process, as its user does: [`use_keys_of`] says where they come from, and whoever opens a
-//! repository finds them there.
+//! that open them belong to the process, as its user does: [`use_keys_of`] says where they come from, and opening a repository
+//! finds them there.
 
 use std::collections::BTreeMap;
 use std::fmt;

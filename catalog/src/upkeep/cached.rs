@@ -50,7 +50,7 @@ impl Repository {
     }
 }
 
-/// What is missing is found by the next sweep or verification: that reads much, and whoever opens a repository waits.
+/// What is missing is found by the next sweep or verification: that reads much, and the command that opens a repository waits.
 const WITHOUT_EXAMINATION: Options = Options {
     made_settings: None,
     force: true,

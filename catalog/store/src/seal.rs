@@ -1,6 +1,6 @@
 //! Sealing: the keys of a repository, and what they do to packs and ids. `FORMAT.md` has the construction.
 //!
-//! A storage says by which keys its packs are sealed ([`PackStorage::keys`](crate::PackStorage::keys)), so whoever reads
+//! A storage says by which keys its packs are sealed ([`PackStorage::keys`](crate::PackStorage::keys)), so code that reads
 //! or writes a pack there has them at hand, and nobody can write a plain pack by forgetting to pass them. Frames, footers
 //! and the ends of packs have keys of their own, derived from one secret and the pack's random salt.
 //!

@@ -220,7 +220,7 @@ impl Filter {
 
     /// Whether the run may have this key; `None` for one outside its range.
     fn answer(&self, key: Key) -> Option<bool> {
-        // What was added before `to` moved is seen by whoever sees it there.
+        // A thread that sees `to` there also sees what was added before it moved.
         let is_known = (self.from..self.to.load(Ordering::Acquire)).contains(&key.head());
         is_known.then(|| {
             self.bits(key)
