@@ -10,10 +10,10 @@ use super::JsonOption;
 pub(super) const KEY_HELP: &str = "\
 Packs of an encrypted repository are sealed by a key, which is wrapped for each recipient in a file of its own, keys/ID/N.age. These
 are ordinary files of the tool age: who has a recipient's secret key gets at the key with age alone. Who has lost all of them has
-lost the repository. key_file, key_command and passphrase_file in [barmanfs] say what this host opens it with.
+lost the repository. 'age-keygen -o FILE' makes a key. key_file, key_command and passphrase_file in [barmanfs] say what this host
+opens it with.
 
 Examples:
-  age-keygen -o /etc/barmanfs.key
   barmanfs key init
   barmanfs key add --recipient age1...
   barmanfs key list

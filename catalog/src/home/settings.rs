@@ -45,8 +45,8 @@ pub struct CreateOptions {
     pub compression: Compression,
 }
 
-/// The content of repository.json. It is written once, and once more when a repository is encrypted and when all of it is. Reading stored data does not need it: if it
-/// was lost, the file of a new repository replaces it.
+/// The content of repository.json. It is written once, and once more when a repository is encrypted and when all of it is. Reading
+/// stored data does not need it: if it was lost, the file of a new repository replaces it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settings {
     /// Version of the formats in this repository.

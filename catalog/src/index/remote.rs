@@ -39,8 +39,8 @@ pub trait Remote: Debug + Send + Sync {
     /// When they cannot be listed, and whatever `each` returns.
     fn sizes(&self, each: &mut dyn FnMut(PackId, u64) -> StoreResult<()>) -> StoreResult<()>;
 
-    /// Calls `each` with packs that may be new. `newest` returns the newest known pack of a stream. This may miss some; when it lists, only packs
-    /// that were put long after they were begun.
+    /// Calls `each` with packs that may be new. `newest` returns the newest known pack of a stream. This may miss some; when it lists,
+    /// only packs that were put long after they were begun.
     ///
     /// # Errors
     /// When the store cannot be asked, and whatever `newest` and `each` return.

@@ -227,8 +227,8 @@ impl Repository {
         }
     }
 
-    /// Looks for what other hosts have written, unless somebody on this host has done that a moment ago. Where this host writes, there is
-    /// nothing to look for. A store that does not answer is no error: what is known stays.
+    /// Looks for what other hosts have written, unless somebody on this host has done that a moment ago. Where this host writes, there
+    /// is nothing to look for. A store that does not answer is no error: what is known stays.
     pub fn refresh(&self) {
         self.surveyor.refresh();
     }

@@ -12,9 +12,7 @@
 //! This search is repeated often: recovery requests the segment after the last one until it arrives. So the store is
 //! surveyed in its 256 parts, and a part without problems is listed again only when it has changed.
 
-use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
-use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
@@ -34,6 +32,10 @@ use crate::index::remote::Remote;
 use crate::index::repository::Repository;
 
 mod elsewhere;
+mod entries;
+
+use entries::UnreadInPart;
+pub use entries::{UnreadPack, count_unread};
 
 /// A writer enters its pack a moment after the pack has appeared. It gets this long before another process does it.
 const WRITER_TRIES: u32 = 10;
@@ -52,83 +54,11 @@ const PACKS_LOOKED_AT: u32 = 10_000;
 const IS_MISSING: &str = "The catalog knows it and it is not there: is its file system mounted? Put it back from a copy of the \
                           repository, or give up what it holds with 'barmanfs rebuild-catalog'";
 
-/// Packs that are named in a part. Of others only the number is known: without its disk, a repository of two million
-/// segments misses as many packs.
-const NAMED_IN_A_PART: usize = 8;
-
 const PUT_BACK: &str =
     "put it back from a copy of the repository, or see with 'barmanfs verify' what is lost";
 
 /// With this many packs no part is empty by chance: a missing one was lost.
 const PACKS_IN_ALL_PARTS: usize = 4096;
-
-/// A pack that was not read, and so may hold anything.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct UnreadPack {
-    /// The pack, or the path of a pack with another name, of a missing directory, or of one with more such packs.
-    pub pack: String,
-    /// How many packs this is: more than one for a directory with more of them.
-    pub packs: u64,
-    /// Why it was not read, and what to do.
-    pub reason: Cow<'static, str>,
-}
-
-impl UnreadPack {
-    fn new(pack: impl Display, reason: impl Into<Cow<'static, str>>) -> Self {
-        Self {
-            pack: pack.to_string(),
-            packs: 1,
-            reason: reason.into(),
-        }
-    }
-}
-
-/// The number of packs that were not read.
-pub fn count_unread(unread: &[UnreadPack]) -> u64 {
-    unread.iter().map(|unread| unread.packs).sum()
-}
-
-/// The packs of a part that were not read.
-#[derive(Debug, Default)]
-struct UnreadInPart {
-    named: Vec<UnreadPack>,
-    others: u64,
-}
-
-impl UnreadInPart {
-    fn add(&mut self, pack: impl Display, reason: impl Into<Cow<'static, str>>) {
-        match self.is_full() {
-            true => self.others += 1,
-            false => self.named.push(UnreadPack::new(pack, reason)),
-        }
-    }
-
-    /// No more are named.
-    fn is_full(&self) -> bool {
-        self.named.len() >= NAMED_IN_A_PART
-    }
-
-    fn is_empty(&self) -> bool {
-        self.named.is_empty()
-    }
-
-    /// All of them, with one entry for those without a name.
-    fn into_entries(self, part: Part) -> Vec<UnreadPack> {
-        let mut entries = self.named;
-        if self.others > 0 {
-            let directory = match part {
-                Part::Root => "packs".to_owned(),
-                Part::First(first) => format!("packs/{first:02x}"),
-            };
-            entries.push(UnreadPack {
-                pack: directory,
-                packs: self.others,
-                reason: format!("{} more packs of this directory are not read either", self.others).into(),
-            });
-        }
-        entries
-    }
-}
 
 /// A pack that a sweep could not process. It stays as it is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -538,11 +468,11 @@ impl Repository {
     /// # Errors
     /// When the store cannot be listed or the catalog cannot be read.
     pub fn unread_packs(&self) -> Result<Vec<UnreadPack>> {
-        Ok(Self::told(self.surveyor.survey()?))
+        Ok(Self::unread_of(self.surveyor.survey()?))
     }
 
     /// What remains unread; the rest goes into the log.
-    fn told(survey: Survey) -> Vec<UnreadPack> {
+    fn unread_of(survey: Survey) -> Vec<UnreadPack> {
         for problem in &survey.bad_records {
             tracing::warn!("Pack {}: {}", problem.pack, problem.reason);
         }
@@ -593,7 +523,7 @@ impl Repository {
     /// # Errors
     /// [`Error::NotProven`] while packs are unread; when the store cannot be listed or the catalog cannot be read.
     pub fn prove_completeness(&self) -> Result<()> {
-        let unread = Self::told(self.surveyor.survey_for_proof()?);
+        let unread = Self::unread_of(self.surveyor.survey_for_proof()?);
         match unread.first() {
             None => Ok(()),
             Some(first) => Err(Error::NotProven {
@@ -611,30 +541,5 @@ impl Repository {
     /// When the store cannot be listed or the catalog cannot be read.
     pub fn adopt_unknown_packs(&self) -> Result<bool> {
         self.surveyor.adopt()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_few_packs_are_named_and_all_are_counted() {
-        let none = UnreadInPart::default();
-        assert!(none.is_empty() && none.into_entries(Part::Root).is_empty());
-        let mut unread = UnreadInPart::default();
-        for pack in 0..8000 {
-            unread.add(pack, "lost");
-        }
-        let entries = unread.into_entries(Part::First(0xab));
-        assert_eq!(
-            (entries.len(), count_unread(&entries)),
-            (NAMED_IN_A_PART + 1, 8000)
-        );
-        let last = entries.last().unwrap();
-        assert_eq!(
-            (last.pack.as_str(), last.packs),
-            ("packs/ab", 8000 - NAMED_IN_A_PART as u64)
-        );
     }
 }

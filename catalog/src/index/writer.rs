@@ -38,7 +38,8 @@ impl Repository {
     /// Registers a writer. `purpose` describes its work in messages: "backup of main".
     ///
     /// # Errors
-    /// [`Error::Occupied`](crate::Error::Occupied) while the catalog is being rebuilt; when another host writes into the object store that has the packs.
+    /// [`Error::Occupied`](crate::Error::Occupied) while the catalog is being rebuilt; when another host writes into the object store
+    /// that has the packs.
     pub fn writer(&self, purpose: &str) -> Result<Writer> {
         self.require_writing()?;
         let _acting = self.as_owner()?;

@@ -1,8 +1,8 @@
 //! The same for packs in an object store: what is new there, and what is gone.
 //!
 //! A listing of everything takes a request for a thousand packs. So most of the time only what follows the known packs is asked for,
-//! and at most every few seconds, by all processes of a host together. Everything is listed when an absence has to be proven, when a chunk is
-//! not found, and every hour.
+//! and at most every few seconds, by all processes of a host together. Everything is listed when an absence has to be proven, when a
+//! chunk is not found, and every hour.
 //!
 //! Where another host writes, a pack that is gone was removed by that host, and is forgotten. Its chunks are in other packs by
 //! then, or nothing needs them.
@@ -73,8 +73,8 @@ impl Surveyor {
         }
     }
 
-    /// For a proof that something is absent, which recovery asks for every few seconds: everything is listed now and then, and what came
-    /// after that each time.
+    /// For a proof that something is absent, which recovery asks for every few seconds: everything is listed now and then, and what
+    /// came after that each time.
     pub(crate) fn survey_for_proof(&self) -> Result<Survey> {
         let Some((remote, home)) = &self.remote else {
             return self.survey();
