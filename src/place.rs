@@ -86,13 +86,7 @@ impl Place {
     /// # Errors
     /// Those of [`Repository::open`] and [`Repository::open_cached`].
     pub(crate) fn open(&self) -> Result<Repository, CatalogError> {
-        match &self.bucket {
-            None => Repository::open(&self.home),
-            Some(bucket) => {
-                let store = bucket.store(&self.home)?;
-                Repository::open_cached(&self.home, &store.packs(), &mut Silent)
-            }
-        }
+        self.open_by(Store::packs)
     }
 
     /// Opens it for reading what is really there: past the cache of this host.
@@ -100,11 +94,15 @@ impl Place {
     /// # Errors
     /// As for [`open`](Self::open).
     pub(crate) fn open_uncached(&self) -> Result<Repository, CatalogError> {
+        self.open_by(Store::direct_packs)
+    }
+
+    fn open_by(&self, packs: impl FnOnce(&Arc<Store>) -> RemotePacks) -> Result<Repository, CatalogError> {
         match &self.bucket {
             None => Repository::open(&self.home),
             Some(bucket) => {
                 let store = bucket.store(&self.home)?;
-                Repository::open_cached(&self.home, &store.direct_packs(), &mut Silent)
+                Repository::open_cached(&self.home, &packs(&store), &mut Silent)
             }
         }
     }

@@ -3,7 +3,7 @@
 //! Where `scripts/test.sh` has started a gateway of Ceph, the repositories are there. Without it they are in a directory, under the
 //! same keys.
 
-use crate::common::load::{fill, transact, transactions};
+use crate::common::load::{fill, recovers, transact, transactions};
 use crate::common::object_store::{place, reach, use_place};
 use crate::common::process::until;
 use crate::common::registry::topic;
@@ -54,17 +54,6 @@ fn assert_equal(here: &Site, there: &Site) {
         let found = differences(&left.path(&raw), &right.path(&raw), &|_| false);
         assert_eq!(found, [""; 0], "{id}");
     }
-}
-
-/// Recovers to what the server had, on a host that has nothing but the bucket.
-fn recovers(install: &'static Install, site: &Site, name: &str, expected: u64) {
-    let to = site.path(name);
-    site.ok(&["restore", "main", "auto", to.to_str().unwrap()]);
-    let mut copy = PgServer::on(install, &to);
-    copy.start();
-    copy.wait_until_promoted();
-    assert_eq!(transactions(&copy), expected);
-    copy.stop("fast");
 }
 
 fn one_host_writes_and_others_read_and_recover_from_a_bucket(install: &'static Install) {

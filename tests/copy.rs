@@ -3,7 +3,7 @@
 //! Where `scripts/test.sh` has started a gateway of Ceph, the copies are there. Without it they are in a directory, under the same
 //! keys.
 
-use crate::common::load::{Load, fill, transact, transactions};
+use crate::common::load::{Load, fill, recovers, transact, transactions};
 use crate::common::object_store::{gateway, place, reach};
 use crate::common::registry::topic;
 use crate::common::tree::differences;
@@ -106,13 +106,7 @@ fn a_repository_in_use_is_copied_and_every_command_works_on_the_copy_of_the_copy
     );
 
     let there = copy_back(&site, &url);
-    let to = there.path("to");
-    there.ok(&["restore", "main", "auto", to.to_str().unwrap()]);
-    let mut copy = PgServer::on(install, &to);
-    copy.start();
-    copy.wait_until_promoted();
-    assert_eq!(transactions(&copy), expected);
-    copy.stop("fast");
+    recovers(install, &there, "to", expected);
     for words in [
         &["sweep"][..],
         &["stats"],
@@ -129,12 +123,8 @@ fn a_repository_in_use_is_copied_and_every_command_works_on_the_copy_of_the_copy
         .says(&["there is a repository already"]);
 }
 
-fn what_is_gone_here_goes_there_only_when_asked_and_never_when_something_is_lost(install: &'static Install) {
-    let (site, server) = Site::with_server(install);
-    fill(&server, 1);
-    site.backup();
-    let url = place(&site, "copy");
-    copy_out(&site, &url, &[]);
+/// Another backup in place of the first one, of which nothing is left.
+fn replace_the_backup(site: &Site, server: PgServer) {
     // Everything is written again, so that the first backup is the only one that needs its chunks.
     server.query("UPDATE pgbench_accounts SET abalance = random() * 1000");
     server.query("VACUUM FULL");
@@ -143,6 +133,15 @@ fn what_is_gone_here_goes_there_only_when_asked_and_never_when_something_is_lost
     drop(server);
     site.ok(&["delete", "main", "oldest"]);
     site.ok(&["sweep"]);
+}
+
+fn what_is_gone_here_goes_there_only_when_asked_and_never_when_something_is_lost(install: &'static Install) {
+    let (site, server) = Site::with_server(install);
+    fill(&server, 1);
+    site.backup();
+    let url = place(&site, "copy");
+    copy_out(&site, &url, &[]);
+    replace_the_backup(&site, server);
     let kept = copy_out(&site, &url, &[]);
     assert!(count(&kept, "extra_packs") > 0, "{kept}");
     assert_eq!(kept["removed_packs"], 0, "{kept}");
@@ -293,13 +292,7 @@ fn what_an_attacker_overwrites_and_deletes_comes_back_from_a_locked_bucket(insta
     site.backup();
     let url = locked_place(&site);
     copy_out(&site, &url, &[]);
-    server.query("UPDATE pgbench_accounts SET abalance = random() * 1000");
-    server.query("VACUUM FULL");
-    server.archive_current_segment();
-    site.backup();
-    drop(server);
-    site.ok(&["delete", "main", "oldest"]);
-    site.ok(&["sweep"]);
+    replace_the_backup(&site, server);
     let repository = site.repository().display().to_string();
     let said = site.ok(&["copy", &repository, &url, "--delete"]);
     assert!(

@@ -193,12 +193,7 @@ fn a_passive_node_takes_over_what_is_sealed_and_seals_it_by_its_own_key(install:
         primary.backup();
         server.archive_current_segment();
         let node = Site::new();
-        let config = format!(
-            "[barmanfs]\nrepository = {}\n[main]\nprimary_repository = {}\n",
-            node.repository().display(),
-            primary.repository().display()
-        );
-        node.write_file("barmanfs.conf", config.as_bytes());
+        node.follow(&primary, "");
         node.ok(&["-q", "init", "--encrypt"]);
         let refused = node.barmanfs(&["sync", "main"]).all();
         assert!(

@@ -183,12 +183,7 @@ fn take_export(site: &Site, shape: &mut Documents) {
 /// A passive node of this site.
 fn take_sync(site: &Site, shape: &mut Documents) {
     let node = Site::new();
-    let config = format!(
-        "[barmanfs]\nrepository = {}\n[main]\nprimary_repository = {}\nretention_policy = REDUNDANCY 1\n",
-        node.repository().display(),
-        site.repository().display()
-    );
-    node.write_file("barmanfs.conf", config.as_bytes());
+    node.follow(site, "retention_policy = REDUNDANCY 1");
     for words in [
         &["sync-info", "main"][..],
         &["sync", "main"],

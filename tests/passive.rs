@@ -24,8 +24,10 @@ topic! {
 
 /// A node that follows the repository of a primary, with further lines in its section.
 fn node_of(primary: &Site, lines: &str) -> Site {
-    let follows = format!("primary_repository = {}\n{lines}", primary.repository().display());
-    node(&follows)
+    let node = Site::new();
+    node.follow(primary, lines);
+    node.init();
+    node
 }
 
 fn node(lines: &str) -> Site {

@@ -21,6 +21,15 @@ pub fn new_backup(system_id: SystemId) -> NewBackup {
     }
 }
 
+/// The same of a backup that brings its WAL along.
+#[must_use]
+pub fn new_backup_with_wal(system_id: SystemId) -> NewBackup {
+    NewBackup {
+        wal_included: true,
+        ..new_backup(system_id)
+    }
+}
+
 /// The end of a primary's backup that needs segments `first` to `last` of timeline 1.
 #[must_use]
 pub fn backup_end(first: u64, last: u64) -> BackupEnd {

@@ -1,7 +1,7 @@
 //! pgbench: fills a database, works on it in the background, and has sums that must agree in every consistent state.
 
-use super::PgServer;
 use super::process::{run, wait};
+use super::{Install, PgServer, Site};
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
@@ -57,6 +57,18 @@ pub(crate) fn transactions(server: &PgServer) -> u64 {
         .query("SELECT count(*) FROM pgbench_history")
         .parse()
         .expect("a count")
+}
+
+/// Restores the newest backup and all WAL to `name`, and finds as many transactions there.
+#[track_caller]
+pub(crate) fn recovers(install: &'static Install, site: &Site, name: &str, expected: u64) {
+    let to = site.path(name);
+    site.ok(&["restore", "main", "auto", to.to_str().unwrap()]);
+    let mut copy = PgServer::on(install, &to);
+    copy.start();
+    copy.wait_until_promoted();
+    assert_eq!(transactions(&copy), expected);
+    copy.stop("fast");
 }
 
 /// Accounts, tellers, branches and history have the same sum.

@@ -188,6 +188,16 @@ impl Site {
         self.write_file("barmanfs.conf", (text + lines).as_bytes());
     }
 
+    /// Makes this the site of a passive node that follows `primary`, with further lines in the section of the server.
+    pub(crate) fn follow(&self, primary: &Self, lines: &str) {
+        let config = format!(
+            "[barmanfs]\nrepository = {}\n[main]\nprimary_repository = {}\n{lines}\n",
+            self.repository().display(),
+            primary.repository().display()
+        );
+        self.write_file("barmanfs.conf", config.as_bytes());
+    }
+
     /// Writes a file that belongs to the database user.
     pub(crate) fn write_file(&self, name: &str, bytes: &[u8]) -> PathBuf {
         let path = self.path(name);

@@ -3,28 +3,21 @@
 
 use std::time::Duration;
 
-use barmanfs_store::{Attributes, Counts};
+use barmanfs_store::Counts;
+use barmanfs_store::testing::ATTRIBUTES;
 
-use crate::archive::backup::{Backup, BackupSelector, NewBackup};
+use crate::archive::backup::{Backup, BackupSelector};
 use crate::home::now;
 use crate::index::db::statements;
 use crate::index::repository::{Repository, temporary};
 use crate::monitor::Silent;
 use crate::names::ServerName;
-use crate::testing::{SYSTEM, backup_end, new_backup};
+use crate::testing::{SYSTEM, backup_end, new_backup_with_wal};
 use crate::upkeep::sweep::SweepOptions;
 
 /// Twice as many may take so many powers of two of the work.
 const LINEAR: f64 = 1.05;
 const NOT_AT_ALL: f64 = 0.1;
-
-const ATTRIBUTES: Attributes = Attributes {
-    mode: 0o600,
-    uid: 26,
-    gid: 26,
-    mtime_s: 1_700_000_000,
-    mtime_ns: 0,
-};
 
 /// The power of its size by which the work grows from the first size to the last.
 fn exponent(measured: &[(u32, u64)]) -> f64 {
@@ -50,11 +43,8 @@ fn main_server() -> ServerName {
 
 /// A backup of these files of one window each, by number and content.
 fn back_up(repository: &Repository, files: impl Iterator<Item = (u32, u64)>) -> Backup {
-    let new = NewBackup {
-        wal_included: true,
-        ..new_backup(SYSTEM)
-    };
     let writer = repository.writer("test").unwrap();
+    let new = new_backup_with_wal(SYSTEM);
     let mut run = writer.begin_backup(&main_server(), new).unwrap();
     for (file, content) in files {
         let path = format!("base/{}/{file}", file / 500);

@@ -12,3 +12,14 @@ pub use noise::noise;
 pub use packs::{Call, MemoryPacks, TestPacks};
 #[cfg(test)]
 pub(crate) use store::{MemoryIndex, TestStore};
+
+use crate::listing::Attributes;
+
+/// The attributes of files in tests that need no others.
+pub const ATTRIBUTES: Attributes = Attributes {
+    mode: 0o600,
+    uid: 26,
+    gid: 26,
+    mtime_s: 1_700_000_000,
+    mtime_ns: 5,
+};

@@ -2,13 +2,13 @@
 
 use barmanfs_catalog::{
     Backup, BackupKind, BackupSelector, BackupStatus, CloneDescription, CloneName, Error, ExtraFile,
-    NewBackup, Repository, Silent, SweepOptions, Target, TargetSpec,
+    Repository, Silent, SweepOptions, Target, TargetSpec,
 };
 use barmanfs_store::Node;
 
 use crate::common::{
-    Files, Fixture, SYSTEM, archive, attributes, back_up, clone_of, finish, fixture, new_backup, noise,
-    put_files, restore, segment,
+    Files, Fixture, SYSTEM, archive, attributes, back_up, clone_of, finish, fixture, new_backup,
+    new_backup_with_wal, noise, put_files, restore, segment,
 };
 
 fn files(generation: u64) -> Files {
@@ -157,10 +157,7 @@ fn a_clone_of_a_deleted_backup_is_refused() {
 fn commit(f: &Fixture, backup: &Backup) -> Backup {
     let mut clone = description(backup, "test1");
     clone.origin.target = Some("lsn:0/3000000".to_owned());
-    let new = NewBackup {
-        wal_included: true,
-        ..new_backup()
-    };
+    let new = new_backup_with_wal(SYSTEM);
     let writer = f.repository.writer("test commit").unwrap();
     let mut run = writer.begin_backup(&f.server, new).unwrap();
     run.build_on_clone(&clone, true).unwrap();

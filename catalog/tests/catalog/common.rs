@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::time::SystemTime;
 
-pub(crate) use barmanfs_catalog::testing::{SYSTEM, backup_end};
+pub(crate) use barmanfs_catalog::testing::{SYSTEM, backup_end, new_backup_with_wal};
 use barmanfs_catalog::{
     Backup, BackupRun, BootCheck, BootOutcome, BootTest, CloneDescription, CloneOrigin, CreateOptions,
     NewBackup, Repository, ServerName, WalOutcome,

@@ -1,13 +1,11 @@
 //! Microsoft's own emulator. `scripts/test.sh` starts it, and says in `BARMANFS_TEST_AZURE` which container it has; the library
 //! finds it by `AZURITE_BLOB_STORAGE_URL`. Without them these tests do nothing.
 
-use std::sync::Arc;
-
 use barmanfs_store::testing::conforms;
 use barmanfs_store::{PackStorage as _, RecordId};
 use bytes::Bytes;
 
-use super::{Flaky, PATIENCE, packs};
+use super::{PATIENCE, conforms_though_flaky, packs};
 use crate::{Abilities, Bucket, Location, Settings};
 
 fn in_azurite() -> Option<(Location, Settings)> {
@@ -41,14 +39,7 @@ fn lost_requests_and_answers_change_nothing_in_azure() {
     let Some((location, settings)) = in_azurite() else {
         return;
     };
-    let store = crate::connect::connect(&location, &settings).unwrap().store;
-    let bucket = Bucket::on(
-        Arc::new(Flaky::new(store, 3)),
-        &location.prefix,
-        location.to_string(),
-        PATIENCE,
-    );
-    conforms(&packs(bucket.unwrap()));
+    conforms_though_flaky(&location, &settings);
 }
 
 /// Azure has no range from the end, and none in an empty object.

@@ -3,27 +3,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use barmanfs_pg::SegmentSize;
-use barmanfs_store::Attributes;
-use barmanfs_store::testing::noise;
+use barmanfs_store::testing::{ATTRIBUTES, noise};
 
 use super::*;
-use crate::archive::backup::{Backup, NewBackup};
+use crate::archive::backup::Backup;
 use crate::archive::derive::derive;
 use crate::index::repository::on_test_packs;
 use crate::monitor::Silent;
 use crate::names::ServerName;
-use crate::testing::{SYSTEM, backup_end, new_backup};
+use crate::testing::{SYSTEM, backup_end, new_backup_with_wal};
 use crate::upkeep::sweep::SweepOptions;
 
 const WINDOW: usize = 8192;
-
-const ATTRIBUTES: Attributes = Attributes {
-    mode: 0o600,
-    uid: 1,
-    gid: 2,
-    mtime_s: 1_700_000_000,
-    mtime_ns: 5,
-};
 
 /// Pack, position and chunk of each copy that stays.
 type Kept = BTreeSet<(i64, u32, ChunkId)>;
@@ -33,15 +24,7 @@ type Files = BTreeMap<String, Vec<u32>>;
 
 fn back_up(repository: &Repository, server: &ServerName, files: &Files) -> Backup {
     let writer = repository.writer("test").unwrap();
-    let mut run = writer
-        .begin_backup(
-            server,
-            NewBackup {
-                wal_included: true,
-                ..new_backup(SYSTEM)
-            },
-        )
-        .unwrap();
+    let mut run = writer.begin_backup(server, new_backup_with_wal(SYSTEM)).unwrap();
     for (path, windows) in files {
         let bytes = (windows.len() * WINDOW) as u64;
         let tree = run.tree().unwrap();

@@ -1,13 +1,11 @@
 use std::collections::BTreeSet;
 
-use barmanfs_store::Attributes;
-use barmanfs_store::testing::noise;
+use barmanfs_store::testing::{ATTRIBUTES, noise};
 
 use super::*;
-use crate::archive::backup::NewBackup;
 use crate::index::repository::temporary;
 use crate::monitor::Silent;
-use crate::testing::{SYSTEM, backup_end, new_backup};
+use crate::testing::{SYSTEM, backup_end, new_backup_with_wal};
 use crate::upkeep::verify::VerifyScope;
 
 const WINDOW: usize = 8192;
@@ -15,22 +13,11 @@ const WINDOW: usize = 8192;
 /// So many windows have a map of several pieces.
 const WINDOWS: usize = 300;
 
-const ATTRIBUTES: Attributes = Attributes {
-    mode: 0o600,
-    uid: 1,
-    gid: 2,
-    mtime_s: 1_700_000_000,
-    mtime_ns: 5,
-};
-
 /// The seeds of the windows of a large file, and of small ones of one window each.
 type Seeds = (Vec<u64>, Vec<u64>);
 
 fn back_up(repository: &Repository, (large, small): &Seeds) {
-    let new = NewBackup {
-        wal_included: true,
-        ..new_backup(SYSTEM)
-    };
+    let new = new_backup_with_wal(SYSTEM);
     let writer = repository.writer("test").unwrap();
     let mut run = writer.begin_backup(&"main".parse().unwrap(), new).unwrap();
     let file = |path: String, seeds: &[u64]| {

@@ -5,19 +5,11 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::file_map::PIECE_WINDOWS;
-use crate::testing::{TestStore, noise};
-use crate::{Attributes, ChunkReader, TreeOptions, TreeWriter};
+use crate::testing::{ATTRIBUTES, TestStore, noise};
+use crate::{ChunkReader, TreeOptions, TreeWriter};
 
 /// The smallest window, so that tests reach pieces with little data.
 const WINDOW: usize = 8192;
-
-const ATTRIBUTES: Attributes = Attributes {
-    mode: 0o600,
-    uid: 26,
-    gid: 26,
-    mtime_s: 1_700_000_000,
-    mtime_ns: 0,
-};
 
 /// Files by path, each as the seeds of its windows; 0 is a hole.
 type Files = BTreeMap<String, Vec<u8>>;

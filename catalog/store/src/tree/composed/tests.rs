@@ -8,22 +8,14 @@ use proptest::prelude::*;
 
 use crate::file_map::PIECE_WINDOWS;
 use crate::layout::BLOCK_BYTES;
-use crate::testing::{Call, TestPacks, TestStore, noise};
+use crate::testing::{ATTRIBUTES, Call, TestPacks, TestStore, noise};
 use crate::tree::{TreeOptions, TreeReader, TreeTotals, TreeWriter};
-use crate::{Attributes, ChunkId, ChunkReader, DirectoryRef, FileMap, LocalPacks, Node, Result};
+use crate::{ChunkId, ChunkReader, DirectoryRef, FileMap, LocalPacks, Node, Result};
 
 const BLOCK: usize = BLOCK_BYTES;
 
 /// Four blocks: changes share windows, and files of some dozens of blocks reach pieces.
 const WINDOW: u32 = 4 * BLOCK as u32;
-
-const ATTRIBUTES: Attributes = Attributes {
-    mode: 0o600,
-    uid: 26,
-    gid: 26,
-    mtime_s: 1_700_000_000,
-    mtime_ns: 5,
-};
 
 type Files = BTreeMap<u8, Vec<u8>>;
 

@@ -3,17 +3,9 @@ use std::sync::Arc;
 
 use super::*;
 use crate::layout::{BLOCK_BYTES, DATA_WINDOW_BYTES};
-use crate::testing::{TestStore, noise};
+use crate::testing::{ATTRIBUTES, TestStore, noise};
 use crate::tree::{TreeOptions, TreeTotals, TreeWriter};
-use crate::{Attributes, FileMap, Node};
-
-const ATTRIBUTES: Attributes = Attributes {
-    mode: 0o600,
-    uid: 26,
-    gid: 26,
-    mtime_s: 1_700_000_000,
-    mtime_ns: 5,
-};
+use crate::{FileMap, Node};
 
 fn path(n: usize) -> Vec<u8> {
     format!("base/5/{}", 16384 + n).into_bytes()
